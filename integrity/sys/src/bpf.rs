@@ -1,0 +1,1 @@
+//! Device control by eBPF (cgroup v2).

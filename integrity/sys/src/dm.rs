@@ -1,0 +1,1 @@
+//! Device-mapper ioctls: verity tables made, read back and removed.

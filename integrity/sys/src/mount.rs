@@ -1,0 +1,1 @@
+//! What the new mount API needs beyond rustix.

@@ -1,0 +1,1 @@
+//! clone3, prctl and the like.

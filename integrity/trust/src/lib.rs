@@ -1,0 +1,2 @@
+//! What makes a layer trusted: IPE policy, trust set, evidence, gate.
+#![forbid(unsafe_code)]
