@@ -3,8 +3,11 @@
 
 pub mod bpf;
 pub mod dm;
+mod error;
 pub mod keyring;
 pub mod loopdev;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
+
+pub use error::{Error, ErrorKind, Result};
