@@ -1,0 +1,174 @@
+//! The real components, built from source at pinned versions and checksums.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{Cache, remove_tree};
+use crate::run::Run;
+
+/// A Go module and what is built of it.
+struct Module {
+    name: &'static str,
+    path: &'static str,
+    version: &'static str,
+    /// `h1:` sums of the module's zip and of its `go.mod`, pinned here.
+    sum: &'static str,
+    mod_sum: &'static str,
+    /// Not in the checksum database that is served here: only our own pin holds it.
+    only_our_sum: bool,
+    cgo: bool,
+    tags: &'static str,
+    link_flags: &'static str,
+    packages: &'static [&'static str],
+    adapt: fn(&Path) -> Result<()>,
+}
+
+const MODULES: &[Module] = &[
+    Module {
+        name: "containerd-2.4.2",
+        path: "github.com/containerd/containerd/v2",
+        version: "v2.4.2",
+        sum: "h1:p6Qg+xbEz8lvwdhHDx0U469xENvp4LgGBx+E7djXkGw=",
+        mod_sum: "h1:vgLdtvl3prFk1d3ZVqQcsDD5Q9IKM+vAIdU54U85w+I=",
+        only_our_sum: false,
+        cgo: false,
+        tags: "",
+        link_flags: "-X github.com/containerd/containerd/v2/version.Version=v2.4.2",
+        packages: &["./cmd/containerd", "./cmd/ctr", "./cmd/containerd-shim-runc-v2"],
+        adapt: as_it_is,
+    },
+    Module {
+        name: "runc-1.5.2",
+        path: "github.com/opencontainers/runc",
+        version: "v1.5.2",
+        sum: "h1:eUUowc2WJCnFYzI87C1WqRcu356Dk/wsoi90y+2wEfE=",
+        mod_sum: "h1:xGf9+KlNJkiI1y/C4rLIyLFckqs8WOMo4FFplswY9sw=",
+        only_our_sum: false,
+        cgo: true,
+        tags: "seccomp netgo osusergo",
+        link_flags: "-X main.version=1.5.2 -extldflags -static",
+        packages: &["."],
+        adapt: as_it_is,
+    },
+    Module {
+        name: "nerdctl-2.3.5",
+        path: "github.com/containerd/nerdctl/v2",
+        version: "v2.3.5",
+        sum: "h1:auYeWpXIM29NUvqWxFvar8HIbSVrGBn6dRPx45rrUApY=",
+        mod_sum: "h1:j2i2sTqQ0Z9YaZDI8XroU+NYtP5C1jC4mjtuvYvV0TE=",
+        only_our_sum: true,
+        cgo: false,
+        tags: "",
+        link_flags: "-X github.com/containerd/nerdctl/v2/pkg/version.Version=v2.3.5",
+        packages: &["./cmd/nerdctl"],
+        adapt: without_test_helper,
+    },
+    Module {
+        name: "cni-1.9.1",
+        path: "github.com/containernetworking/plugins",
+        version: "v1.9.1",
+        sum: "h1:8oU6WsIsU3bpnNZuvHp74a6cE1MJwbj2P7s4/yTUNlA=",
+        mod_sum: "h1:fj7kS55qg3o/RgS+WGsF3+ZxwIImMPusQZKzBpcSr4c=",
+        only_our_sum: false,
+        cgo: false,
+        tags: "",
+        link_flags: "",
+        packages: &[
+            "./plugins/main/bridge",
+            "./plugins/main/loopback",
+            "./plugins/ipam/host-local",
+            "./plugins/meta/portmap",
+            "./plugins/meta/firewall",
+            "./plugins/meta/tuning",
+        ],
+        adapt: as_it_is,
+    },
+];
+
+/// Where each component's binaries are.
+#[derive(Clone, Debug)]
+pub(crate) struct Components {
+    pub(crate) containerd: PathBuf,
+    pub(crate) runc: PathBuf,
+    pub(crate) nerdctl: PathBuf,
+    pub(crate) cni: PathBuf,
+}
+
+impl Components {
+    /// Builds what is missing.
+    pub(crate) fn build(cache: &Cache) -> Result<Self> {
+        let mut places = Vec::new();
+        for module in MODULES {
+            let entry = format!("components/{}", module.name);
+            places.push(cache.once(&entry, |dir| build(cache, module, dir))?);
+        }
+        let [containerd, runc, nerdctl, cni] = <[PathBuf; 4]>::try_from(places)
+            .map_err(|places| anyhow::anyhow!("{} components", places.len()))?;
+        Ok(Self { containerd, runc, nerdctl, cni })
+    }
+}
+
+fn build(cache: &Cache, module: &Module, target: &Path) -> Result<()> {
+    let log = cache.log(module.name);
+    let source = cache.root().join(format!("source-{}", module.name));
+    remove_tree(&source)?;
+    let downloaded = download(module)?;
+    Command::new("cp").arg("-r").arg(&downloaded).arg(&source).good()?;
+    Command::new("chmod").args(["-R", "u+w"]).arg(&source).good()?;
+    (module.adapt)(&source)?;
+    let mut go = Command::new("go");
+    go.current_dir(&source)
+        .env("CGO_ENABLED", if module.cgo { "1" } else { "0" })
+        .args(["build", "-mod=mod", "-trimpath", "-tags", module.tags])
+        .args(["-ldflags", &format!("-s -w {}", module.link_flags)])
+        .arg("-o")
+        .arg(format!("{}/", target.display()))
+        .args(module.packages);
+    go.logged(&log)?;
+    remove_tree(&source)
+}
+
+/// Downloads a module and holds it to our sums.
+fn download(module: &Module) -> Result<PathBuf> {
+    let mut go = Command::new("go");
+    if module.only_our_sum {
+        go.env("GONOSUMDB", module.path.trim_end_matches("/v2"));
+    }
+    let printed = go
+        .args(["mod", "download", "-json"])
+        .arg(format!("{}@{}", module.path, module.version))
+        .good()?;
+    let answer: serde_json::Value = serde_json::from_str(&printed)?;
+    for (key, pinned) in [("Sum", module.sum), ("GoModSum", module.mod_sum)] {
+        let found = answer[key].as_str().unwrap_or("nothing");
+        if found != pinned {
+            bail!("{} {}: {key} is {found}, pinned {pinned}", module.path, module.version);
+        }
+    }
+    answer["Dir"].as_str().map(PathBuf::from).context("go mod download names no directory")
+}
+
+fn as_it_is(_: &Path) -> Result<()> {
+    Ok(())
+}
+
+/// nerdctl replaces a test helper by a directory that its module zip lacks.
+fn without_test_helper(source: &Path) -> Result<()> {
+    let helpers = source.join("cmd/nerdctl/helpers");
+    for entry in std::fs::read_dir(&helpers)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("testing")) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    let helper = "github.com/containerd/nerdctl/mod/tigron";
+    Command::new("go")
+        .current_dir(source)
+        .args(["mod", "edit"])
+        .arg(format!("-dropreplace={helper}@v0.0.0"))
+        .arg(format!("-droprequire={helper}"))
+        .good()?;
+    Ok(())
+}
