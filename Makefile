@@ -1,0 +1,27 @@
+# Hallmark. `make help` says what there is; the work is done by the program in integration/.
+INTEGRATION = cargo run --quiet --release --package hallmark-integration --
+# a machine with cargo but without a C library to link against gets one first
+PREPARE = hack/prepare
+LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmark-seal \
+            --package hallmark-trust --package hallmark-sys
+
+.PHONY: help demo test check guest build clean
+help: ## what there is
+	@sed -n 's/^\([a-z]*\): ## /\1\t/p' $(MAKEFILE_LIST)
+demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
+	@$(PREPARE) && $(INTEGRATION) demo
+test: ## every test: the workspace's, on this machine, in the guest
+	@$(PREPARE) && $(INTEGRATION) test
+guest: ## the guest's tests alone
+	@$(PREPARE) && $(INTEGRATION) guest
+check: ## format, lints and the libraries' tests, in seconds once built
+	@$(PREPARE)
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	cargo test $(LIBRARIES)
+build: ## the four programs, static, in target/
+	@$(PREPARE)
+	cargo build --release --workspace
+clean: ## remove what was built, the cache of components and images too
+	cargo clean
+	rm -rf .cache
