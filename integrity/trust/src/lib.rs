@@ -1,2 +1,4 @@
 //! What makes a layer trusted: IPE policy, trust set, evidence, gate.
 #![forbid(unsafe_code)]
+
+pub mod ipe;
