@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_as_the_kernel_refuses() {
+    fn headers_refused_as_the_kernel_refuses() {
         use ParseErrorKind as K;
         let s = str::to_owned;
         let whole: [(&str, ParseErrorKind); 12] = [
@@ -324,6 +324,18 @@ mod tests {
         for (text, kind) in whole {
             assert_eq!(parse(text).unwrap_err().kind(), &kind, "{text}");
         }
+        let missing = format!("{HEAD}DEFAULT op=EXECUTE action=DENY\n");
+        assert_eq!(parse(&missing).unwrap_err().kind(), &K::NoDefault(Operation::Firmware));
+        assert_eq!(
+            Policy::parse(b"policy_name=\xff policy_version=0.0.0").unwrap_err().kind(),
+            &K::NotUtf8
+        );
+    }
+
+    #[test]
+    fn rules_refused_as_the_kernel_refuses() {
+        use ParseErrorKind as K;
+        let s = str::to_owned;
         let hex64 = "a".repeat(64);
         let rules: Vec<(String, ParseErrorKind)> = vec![
             (s("DEFAULT action=DENY"), K::DefaultTwice),
@@ -363,12 +375,6 @@ mod tests {
             assert_eq!(error.kind(), &kind, "{rule}");
             assert!(error.line() >= 3, "{rule}");
         }
-        let missing = format!("{HEAD}DEFAULT op=EXECUTE action=DENY\n");
-        assert_eq!(parse(&missing).unwrap_err().kind(), &K::NoDefault(Operation::Firmware));
-        assert_eq!(
-            Policy::parse(b"policy_name=\xff policy_version=0.0.0").unwrap_err().kind(),
-            &K::NotUtf8
-        );
     }
 
     fn digests() -> impl Strategy<Value = Digest> {
