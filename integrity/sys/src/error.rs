@@ -58,14 +58,12 @@ impl Error {
     }
 
     /// `call` refused with the calling thread's current errno. For raw libc calls, at once after them.
-    #[allow(dead_code, reason = "each module chooses between this and a value of its own")]
     pub(crate) fn last(call: impl Into<String>) -> Self {
         let raw = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
         Self::call(call, Errno::from_raw_os_error(raw))
     }
 
     /// `call` refused with what an [`std::io::Error`] holds; EIO when it holds no errno.
-    #[allow(dead_code, reason = "each module chooses between this and a value of its own")]
     pub(crate) fn io(call: impl Into<String>, error: &std::io::Error) -> Self {
         match error.raw_os_error() {
             Some(raw) => Self::call(call, Errno::from_raw_os_error(raw)),

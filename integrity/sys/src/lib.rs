@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod dm;
 mod error;
+mod ioctl;
 pub mod keyring;
 pub mod loopdev;
 pub mod mount;
