@@ -20,10 +20,11 @@ use rustix::io::Errno;
 
 use crate::ipe::{Action, Operation, ParseError, Pins, PinsError, Policy};
 use crate::levels::ExecControl;
+use crate::procfs::file_system_magic;
 
 const SECURITYFS: &str = "/sys/kernel/security";
 /// `SECURITYFS_MAGIC` of Linux include/uapi/linux/magic.h.
-const SECURITYFS_MAGIC: i64 = 0x7363_6673;
+const SECURITYFS_MAGIC: u64 = 0x7363_6673;
 /// More than the kernel accepts (`memdup_user` ends at 4 MiB).
 const LIMIT: u64 = 8 << 20;
 
@@ -90,7 +91,7 @@ pub enum LaunchOnly {
     NoIpe,
     /// There is no securityfs where it belongs.
     #[error("{SECURITYFS} is not securityfs: file system type is {0:#x}")]
-    NotSecurityfs(i64),
+    NotSecurityfs(u64),
     /// The active policy's pins are in doubt.
     #[error("policy {name}: {source}")]
     Pins {
@@ -136,9 +137,7 @@ fn open_ipe() -> Result<OwnedFd, LaunchOnly> {
     let root =
         rustix::fs::openat2(CWD, SECURITYFS, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
             .map_err(|e| unreadable("", e))?;
-    let magic = rustix::fs::fstatfs(&root).map_err(|e| unreadable("", e))?.f_type;
-    #[expect(clippy::useless_conversion, reason = "f_type's width differs between architectures")]
-    let magic = i64::try_from(magic).unwrap_or_default();
+    let magic = file_system_magic(root.as_fd()).map_err(|e| unreadable("", e))?;
     if magic != SECURITYFS_MAGIC {
         return Err(LaunchOnly::NotSecurityfs(magic));
     }

@@ -2,9 +2,25 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod evidence;
 pub mod exec_control;
 pub mod ipe;
 mod levels;
+pub mod procfs;
 pub mod strict_file;
+#[cfg(test)]
+mod testing;
 
 pub use levels::{Enforcement, ExecControl, Strength};
+
+/// An error and its sources, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        line.push_str(": ");
+        line.push_str(&source.to_string());
+        next = source.source();
+    }
+    line
+}

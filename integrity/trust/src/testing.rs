@@ -1,0 +1,99 @@
+//! Real layers on loop devices, for tests that need a kernel.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hallmark_sys::loopdev;
+use hallmark_verity::{BLOCK, DataBlocks, RootHash, Salt, Superblock, TreeBuilder, VolumeParams};
+
+/// Runs `test` in a thread with a mount namespace and a tmpfs of its own, or says why not.
+pub(crate) fn privately(test: impl FnOnce(&Path) + Send + 'static) {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    if Command::new("mkfs.erofs").arg("--version").output().is_err() {
+        println!("skipped: needs mkfs.erofs");
+        return;
+    }
+    let run = move || {
+        let dir = tempfile::tempdir().unwrap();
+        let shown = dir.path().display();
+        own_mount_namespace();
+        sh("mount --make-rprivate /");
+        sh(&format!("mount -t tmpfs tmpfs {shown}"));
+        test(dir.path());
+        sh(&format!("umount -l {shown}"));
+    };
+    std::thread::spawn(run).join().unwrap();
+}
+
+/// For the calling thread alone; the other tests' threads keep theirs.
+fn own_mount_namespace() {
+    #[expect(deprecated, reason = "only CLONE_FILES makes it unsound, and it is not asked for")]
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+}
+
+/// Runs a shell command in this thread's namespaces.
+pub(crate) fn sh(command: &str) {
+    let done = Command::new("sh").arg("-ec").arg(command).output().unwrap();
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{command}: {stderr}");
+}
+
+/// A packed layer: image, superblock and hash tree in one file.
+pub(crate) struct Layer {
+    pub(crate) image: PathBuf,
+    pub(crate) mount_point: PathBuf,
+    pub(crate) root_hash: RootHash,
+    pub(crate) params: VolumeParams,
+}
+
+impl Layer {
+    /// Packs a directory with `file` (holding `content`) and `sub/inner`.
+    pub(crate) fn pack(dir: &Path, file: &str, content: &str) -> Self {
+        let tree = dir.join(format!("{file}.tree"));
+        fs::create_dir_all(tree.join("sub")).unwrap();
+        fs::write(tree.join(file), content).unwrap();
+        fs::write(tree.join("sub/inner"), "inner").unwrap();
+        let image = dir.join(format!("{file}.img"));
+        sh(&format!("mkfs.erofs -T0 --quiet {} {}", image.display(), tree.display()));
+        let mut data = fs::read(&image).unwrap();
+        data.resize(data.len().next_multiple_of(BLOCK), 0);
+        let salt = Salt::from_bytes(&[0x5a; 32]).unwrap();
+        let mut builder = TreeBuilder::new(&salt);
+        data.as_chunks::<BLOCK>().0.iter().for_each(|block| builder.push(block));
+        let hash_tree = builder.finish().unwrap();
+        let blocks = u64::try_from(data.len() / BLOCK).unwrap();
+        let params = VolumeParams::new(salt, DataBlocks(blocks)).unwrap();
+        let mut superblock = Superblock { uuid: [1; 16], params: params.clone() }.encode().to_vec();
+        superblock.resize(BLOCK, 0);
+        data.extend_from_slice(&superblock);
+        let mut out = File::create(&image).unwrap();
+        out.write_all(&data).unwrap();
+        hash_tree.write_to(&mut out).unwrap();
+        let mount_point = dir.join(format!("{file}.mnt"));
+        fs::create_dir(&mount_point).unwrap();
+        Self { image, mount_point, root_hash: hash_tree.root(), params }
+    }
+
+    /// Mounts it by a read-only loop device that goes with the mount.
+    pub(crate) fn mount(&self) {
+        let image = File::open(&self.image).unwrap();
+        let device = loopdev::attach_read_only(image.as_fd()).unwrap();
+        let (from, to) = (device.path.display(), self.mount_point.display());
+        sh(&format!("mount -t erofs -o ro {from} {to}"));
+    }
+
+    /// Changes one bit of the file's byte at `offset`, under any mount of it.
+    pub(crate) fn flip(&self, offset: u64) {
+        let file = File::options().read(true).write(true).open(&self.image).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    }
+}
