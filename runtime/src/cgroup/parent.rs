@@ -1,0 +1,146 @@
+//! Device-mapper's control node denied on the control group *above* the container's.
+//!
+//! A container with CAP_SYS_ADMIN can detach the device program of its own control group, or write its own
+//! `devices.allow`; it cannot reach the group above if its cgroup namespace is private. So the denial of c 10:236 sits
+//! there, once for all containers of that group.
+//!
+//! | layout | how | what it does not do |
+//! |---|---|---|
+//! | v2 | eBPF program, ALLOW_MULTI | bind who is not below the group; hold where the container has the host's cgroup namespace |
+//! | v1, hybrid | `devices.deny` | the same; and it says nothing where the group above is the root, or allows by a wildcard |
+//!
+//! Neither counts against the host's root. Source: `ipe-proofs` rows 11c to 11f measured it for v2; for v1
+//! security/device_cgroup.c: a child's exceptions are checked against its parent's on every `devices.allow`.
+
+use std::os::fd::AsFd as _;
+
+use hallmark_sys::bpf::{DeviceProgram, attached_device_programs};
+
+use super::devices::{Access, Device, Kind, Policy, Verdict};
+use super::dir::{Dir, Version};
+use super::filter;
+use super::group::Group;
+use super::{Cgroup, Error};
+
+/// `/dev/mapper/control`: misc major 10, `MAPPER_CTRL_MINOR` 236.
+const CONTROL: Device = Device { major: Some(10), minor: Some(236), kind: Kind::Char };
+const PROGRAM_NAME: &str = "hallmark_no_dm";
+
+/// How the denial is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParentDenial {
+    /// A device program on the group above, in cgroup2.
+    Ebpf,
+    /// `devices.deny` of the group above, in the v1 devices hierarchy.
+    DevicesController,
+}
+
+impl Cgroup {
+    /// Denies device-mapper's control node to everything below the group that holds this container's, and stays so
+    /// after the container is gone. Repeating it changes nothing.
+    ///
+    /// Only for containers with a private cgroup namespace and no cgroup mount of the host: those with the host's can
+    /// move themselves out.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMapperParent`] where the group above is the hierarchy's root or holds this process: the denial
+    /// would hit the node's own daemons; or where v1 cannot express it. [`Error::Bpf`], [`Error::Write`].
+    pub fn deny_device_mapper_on_parent(&self) -> Result<ParentDenial, Error> {
+        let group = match self.version {
+            Version::V2 => self.v2()?,
+            Version::V1 => self
+                .groups
+                .iter()
+                .find(|group| group.has("devices"))
+                .ok_or(Error::NoController { controller: "devices", source: None })?,
+        };
+        let refuse =
+            |reason| Error::DeviceMapperParent { path: group.dir.path().to_owned(), reason };
+        if group.is_at_root() {
+            return Err(refuse("the group above is the root, which holds the node's own daemons"));
+        }
+        if holds_this_process(group)? {
+            return Err(refuse("the group above holds this runtime, and so its daemons"));
+        }
+        match self.version {
+            Version::V2 => attach(&group.parent).map(|()| ParentDenial::Ebpf),
+            Version::V1 => write_deny(&group.parent)?
+                .then_some(ParentDenial::DevicesController)
+                .ok_or_else(|| {
+                    refuse("the group above allows it through a wildcard, which v1 cannot narrow")
+                }),
+        }
+    }
+}
+
+/// One program of this content is enough: the kernel takes 64, and containers come and go.
+fn attach(parent: &Dir) -> Result<(), Error> {
+    let fail = |call| move |source| Error::Bpf { call, path: parent.path().to_owned(), source };
+    let program = DeviceProgram::load(PROGRAM_NAME, &filter::assemble_denial(CONTROL))
+        .map_err(fail("load device-mapper denial"))?;
+    let tag = program.tag().map_err(fail("ask for a program's tag"))?;
+    for other in attached_device_programs(parent.as_fd()).map_err(fail("list device programs"))? {
+        if other.tag().map_err(fail("ask for a program's tag"))? == tag {
+            return Ok(());
+        }
+    }
+    program.attach(parent.as_fd()).map_err(fail("attach device-mapper denial"))
+}
+
+/// Whether the denial holds afterwards. An allowing group does not list what it denies: there the write itself counts.
+fn write_deny(parent: &Dir) -> Result<bool, Error> {
+    parent.write("devices.deny", &format!("{CONTROL} {}", Access::ALL))?;
+    let policy = Policy::parse_list(&parent.read("devices.list")?)?;
+    let covers = |device: &Device| {
+        device.kind == CONTROL.kind
+            && device.major.is_none_or(|major| Some(major) == CONTROL.major)
+            && device.minor.is_none_or(|minor| Some(minor) == CONTROL.minor)
+    };
+    // mknod alone opens nothing
+    Ok(policy.default == Verdict::Allow
+        || policy
+            .exceptions
+            .iter()
+            .all(|(device, access)| !covers(device) || *access == Access::MKNOD))
+}
+
+/// Whether the group above the container's is this process's own, or above it.
+fn holds_this_process(group: &Group) -> Result<bool, Error> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| Error::Call {
+        call: "read",
+        path: "/proc/self/cgroup".to_owned(),
+        source: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+    })?;
+    let key = match group.version {
+        Version::V1 => "devices",
+        Version::V2 => "",
+    };
+    let parent = group.parent_path();
+    Ok(own_path(&own, key).is_some_and(|own| {
+        own.strip_prefix(&parent).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }))
+}
+
+/// The path of the hierarchy with `controller` in a text like `/proc/self/cgroup`.
+fn own_path<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (_id, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_place_is_read_by_controller() {
+        let text = "12:cpu,cpuacct:/a\n5:devices:/user.slice/b:c\n1:name=systemd:/x\n0::/unified\n";
+        assert_eq!(own_path(text, "devices"), Some("/user.slice/b:c"));
+        assert_eq!(own_path(text, "cpuacct"), Some("/a"));
+        assert_eq!(own_path(text, ""), Some("/unified"));
+        assert_eq!(own_path(text, "memory"), None);
+        assert_eq!(own_path("garbage\n1:\n", "devices"), None);
+    }
+}
