@@ -19,6 +19,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// What this machine needs from its own suite, for every step.
 const HOST_PACKAGES: &[&str] = &[
     "busybox-static",
+    "cpio",
     "cryptsetup-bin",
     "dmsetup",
     "e2fsprogs",
@@ -34,6 +35,7 @@ const HOST_PACKAGES: &[&str] = &[
     "pkg-config",
     "tar",
     "util-linux",
+    "xz-utils",
 ];
 
 /// Installs what is missing of the packages this machine needs.
@@ -148,22 +150,22 @@ pub(crate) fn bootstrap(
     fs::remove_file(&sources_file).context("remove the sources")
 }
 
-/// Writes `<dir>/bin/<program>` scripts that start programs of an extracted root through its own
-/// loader, since the root's libraries are newer than the machine's.
-pub(crate) fn wrap(root: &Path, programs: &[(&str, &str)], dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir)?;
-    let loader = root.join("usr/lib64/ld-linux-x86-64.so.2");
-    let libraries = root.join("usr/lib/x86_64-linux-gnu");
+/// Writes `<dir>/bin/<program>` scripts that start programs of `<dir>/root`, an extracted root,
+/// through its own loader: its libraries are newer than the machine's.
+pub(crate) fn wrap(dir: &Path, programs: &[(&str, &str)]) -> Result<()> {
     for (name, path) in programs {
-        let script = dir.join(name);
-        fs::write(
+        let script = dir.join("bin").join(name);
+        crate::files::write(
             &script,
             format!(
-                "#!/bin/sh\nexec {} --library-path {}:{}/systemd {} \"$@\"\n",
-                loader.display(),
-                libraries.display(),
-                libraries.display(),
-                root.join(path).display()
+                "#!/bin/sh\nroot=$(cd \"$(dirname \"$0\")/../root\" && pwd)\n\
+                 exec \"$root/usr/lib64/ld-linux-x86-64.so.2\" \\\n\
+                 --library-path \"$root/usr/lib/x86_64-linux-gnu\" \"$root/{path}\" {} \"$@\"\n",
+                if path.contains("qemu") {
+                    "-L \"$root/usr/share/qemu\" -L \"$root/usr/share/seabios\" -L \"$root/usr/lib/ipxe/qemu\""
+                } else {
+                    ""
+                }
             ),
         )?;
         crate::files::set_mode(&script, 0o755)?;

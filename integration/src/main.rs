@@ -6,16 +6,36 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to people")]
 
 mod cache;
+mod cgroups;
 mod components;
 mod debian;
+mod devices;
 mod files;
+mod guest;
 mod images;
+mod kit;
+mod leaks;
+mod node;
 mod run;
+mod sandbox;
+mod signing;
+mod table;
+mod tests;
+mod trust;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cache::Cache;
 use clap::{Parser, Subcommand};
+use components::Components;
+use guest::boot::Guest;
+use guest::parts::Parts;
+use images::Images;
+use kit::Kit;
+use node::Stack;
+use table::{Bench, Site};
 
 #[derive(Debug, Parser)]
 #[command(name = "integration", about = "Builds, demonstrates and tests Hallmark")]
@@ -30,6 +50,39 @@ enum Command {
     Components,
     /// Build the test images
     Images,
+    /// Run the table of tests on this machine only
+    Host {
+        /// Only tests whose names contain this
+        #[arg(default_value = "")]
+        filter: String,
+        /// Prove the fixtures with containerd's overlayfs and runc instead
+        #[arg(long)]
+        stock: bool,
+    },
+    /// Boot the guest and run the table of tests there
+    Guest {
+        /// Only tests whose names contain this
+        #[arg(default_value = "")]
+        filter: String,
+        /// Prove the fixtures with containerd's overlayfs and runc instead
+        #[arg(long)]
+        stock: bool,
+    },
+    /// (inside) first process of the guest
+    #[command(hide = true)]
+    GuestInit,
+    /// (inside) one boot of the guest
+    #[command(hide = true)]
+    Boot { kit: PathBuf, arguments: Vec<String> },
+    /// (inside) join the cgroups of a run
+    #[command(hide = true)]
+    Enter { dir: PathBuf, arguments: Vec<String> },
+    /// (inside) first process of a run
+    #[command(hide = true)]
+    Init { dir: PathBuf, arguments: Vec<String> },
+    /// (inside) the table of tests
+    #[command(hide = true)]
+    Table { site: String, stack: String, kit: PathBuf, #[arg(default_value = "")] filter: String },
 }
 
 fn main() -> ExitCode {
@@ -43,17 +96,79 @@ fn main() -> ExitCode {
 }
 
 fn perform(command: Command) -> Result<ExitCode> {
-    let cache = cache::Cache::open()?;
-    debian::install(&cache.log("packages"))?;
     match command {
         Command::Components => {
-            println!("{:#?}", components::Components::build(&cache)?);
+            println!("{:#?}", Components::build(&prepared()?)?);
+            Ok(ExitCode::SUCCESS)
         }
         Command::Images => {
-            println!("{:#?}", images::Images::build(&cache)?);
+            println!("{:#?}", Images::build(&prepared()?)?);
+            Ok(ExitCode::SUCCESS)
         }
+        Command::Host { filter, stock: false } => host(&filter),
+        Command::Host { filter, stock: true } => stock(&filter),
+        Command::Guest { filter, stock } => {
+            guest(&filter, if stock { Stack::Stock } else { Stack::Hallmark })
+        }
+        Command::GuestInit => guest::init::run().map(|()| ExitCode::SUCCESS),
+        Command::Boot { kit, arguments } => boot(&kit, &arguments),
+        Command::Enter { dir, arguments } => sandbox::enter(&dir, &arguments),
+        Command::Init { dir, arguments } => sandbox::init(&dir, &arguments),
+        Command::Table { site, stack, kit, filter } => table(&site, &stack, &kit, &filter),
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// The cache, on a machine that has every package.
+fn prepared() -> Result<Cache> {
+    let cache = Cache::open()?;
+    debian::install(&cache.log("packages"))?;
+    Ok(cache)
+}
+
+fn host(filter: &str) -> Result<ExitCode> {
+    let cache = prepared()?;
+    kit::build_programs()?;
+    let kit = Kit::assemble(&cache, &kit::PROGRAMS)?;
+    sandbox::supervise(&cache, &["table", "host", "hallmark", &kit.root().to_string_lossy(), filter])
+}
+
+/// The fixtures on containerd's own snapshotter and runc: a test that fails here is itself wrong.
+fn stock(filter: &str) -> Result<ExitCode> {
+    let cache = prepared()?;
+    let kit = Kit::assemble(&cache, &[])?;
+    sandbox::supervise(&cache, &["table", "host", "stock", &kit.root().to_string_lossy(), filter])
+}
+
+fn guest(filter: &str, stack: Stack) -> Result<ExitCode> {
+    let cache = prepared()?;
+    Parts::build(&cache)?;
+    let (kit, stack) = match stack {
+        Stack::Hallmark => {
+            kit::build_programs()?;
+            (Kit::assemble(&cache, &kit::PROGRAMS)?, "hallmark")
+        }
+        Stack::Stock => (Kit::assemble(&cache, &[])?, "stock"),
+    };
+    let kit = kit.root().to_string_lossy().into_owned();
+    sandbox::supervise(&cache, &["boot", &kit, "table", "guest", stack, guest::init::KIT, filter])
+}
+
+fn boot(kit: &std::path::Path, arguments: &[String]) -> Result<ExitCode> {
+    let parts = Parts::build(&Cache::open()?)?;
+    let guest = Guest::new(&parts, &Kit::at(kit), std::path::Path::new("/tmp/guest"))?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let ended = guest.run(&arguments, &mut |line| println!("{line}"))?;
+    say(&format!("the guest ran for {} s", ended.seconds));
+    Ok(ExitCode::from(ended.code))
+}
+
+fn table(site: &str, stack: &str, kit: &std::path::Path, filter: &str) -> Result<ExitCode> {
+    let site = if site == "guest" { Site::Guest } else { Site::Host };
+    let stack = if stack == "stock" { Stack::Stock } else { Stack::Hallmark };
+    let mut bench = Bench::new(site, Kit::at(kit), std::path::Path::new("/var/log/node"), stack);
+    let counts = table::run(&tests::all(), &mut bench, filter)?;
+    println!("{counts}");
+    Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// One line of progress, on standard error.

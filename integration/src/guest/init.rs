@@ -1,0 +1,74 @@
+//! The guest's first process, started from the signed kit by the initramfs.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cgroups;
+use crate::run::Run;
+use crate::sandbox::{adopt, bind, mount};
+
+/// Where the initramfs puts the kit and the share with the host.
+pub(crate) const KIT: &str = "/kit";
+pub(crate) const SHARE: &str = "/host";
+
+/// Does what the host left in the share, writes the result there, and ends the machine.
+pub(crate) fn run() -> Result<()> {
+    let code = match work() {
+        Ok(code) => code,
+        Err(error) => {
+            fs::write(share("error.log"), format!("{error:#}\n"))?;
+            1
+        }
+    };
+    let dmesg = Command::new("dmesg").ran()?.stdout;
+    fs::write(share("dmesg.log"), dmesg)?;
+    fs::write(share("rc"), code.to_string())?;
+    rustix::fs::sync();
+    rustix::system::reboot(rustix::system::RebootCommand::PowerOff).context("power off")
+}
+
+fn share(name: &str) -> std::path::PathBuf {
+    Path::new(SHARE).join(name)
+}
+
+fn work() -> Result<u8> {
+    prepare()?;
+    let out = File::create(share("out.log"))?;
+    let mut work = Command::new(std::env::current_exe()?);
+    work.args(crate::files::text(&share("arguments"))?.lines())
+        .current_dir("/")
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
+        .stdin(std::process::Stdio::null())
+        .stdout(out.try_clone()?)
+        .stderr(out);
+    adopt(&mut work)
+}
+
+fn prepare() -> Result<()> {
+    mount(&["--make-rshared", "/"])?;
+    for dir in ["/dev/pts", "/dev/shm", "/data"] {
+        fs::create_dir_all(dir)?;
+    }
+    mount(&["-t", "devpts", "-o", "ptmxmode=666", "devpts", "/dev/pts"])?;
+    mount(&["-t", "tmpfs", "shm", "/dev/shm"])?;
+    mount(&["-t", "tmpfs", "-o", "mode=1777", "tmp", "/tmp"])?;
+    mount(&["-t", "securityfs", "securityfs", "/sys/kernel/security"])?;
+    mount(&["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"])?;
+    cgroups::mount_own()?;
+    // audit records are evidence here: none may be dropped
+    fs::write("/proc/sys/kernel/printk_ratelimit", "0")?;
+    fs::write("/proc/sys/kernel/hostname", "guest")?;
+    Command::new("ip").args(["link", "set", "lo", "up"]).good()?;
+    mount(&["-t", "ext4", "/dev/vdc", "/data"])?;
+    for name in ["containerd", "hallmark", "nerdctl"] {
+        let source = Path::new("/data").join(name);
+        fs::create_dir_all(&source)?;
+        bind(&source, &Path::new("/var/lib").join(name))?;
+    }
+    Ok(())
+}

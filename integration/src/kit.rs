@@ -1,0 +1,129 @@
+//! The kit: one tree with every program, image and setting that a node needs, for both sites.
+//!
+//! ```text
+//! bin/      our programs, containerd, ctr, nerdctl, runc, the shims, this program
+//! cni/      CNI plugins
+//! config/   the shipped containerd snippet
+//! images/   OCI archives
+//! trust/    keys, policies, node configurations
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cache::{Cache, remove_tree, source_root};
+use crate::components::Components;
+use crate::images::{Images, file_name};
+use crate::run::Run;
+
+/// The four programs of the product.
+pub(crate) const PROGRAMS: [&str; 4] =
+    ["hallmark", "hallmark-snapshotter", "hallmark-runtime", "containerd-shim-hallmark-v1"];
+
+/// Where a kit is.
+#[derive(Clone, Debug)]
+pub(crate) struct Kit {
+    root: PathBuf,
+}
+
+impl Kit {
+    /// A kit that is there already.
+    pub(crate) fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Puts components, images and freshly built programs together.
+    pub(crate) fn assemble(cache: &Cache, programs: &[&str]) -> Result<Self> {
+        let (parts, images) = (Components::build(cache)?, Images::build(cache)?);
+        let kit = Self { root: cache.root().join("kit") };
+        remove_tree(&kit.root)?;
+        for dir in ["bin", "cni", "config", "images", "trust"] {
+            fs::create_dir_all(kit.root.join(dir))?;
+        }
+        for dir in [&parts.containerd, &parts.runc, &parts.nerdctl] {
+            link_all(dir, &kit.root.join("bin"))?;
+        }
+        link_all(&parts.cni, &kit.root.join("cni"))?;
+        link_all(&source_root().join("config"), &kit.root.join("config"))?;
+        let built = std::env::current_exe()?;
+        let built = built.parent().context("this program has no directory")?;
+        for program in programs.iter().chain(&["integration"]) {
+            let from = built.join(program);
+            fs::copy(&from, kit.bin(program)).with_context(|| format!("copy {}", from.display()))?;
+        }
+        for name in Images::names() {
+            fs::hard_link(images.archive(name), kit.root.join("images").join(file_name(name)))?;
+        }
+        Ok(kit)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn bin(&self, program: &str) -> PathBuf {
+        self.root.join("bin").join(program)
+    }
+
+    pub(crate) fn cni(&self) -> PathBuf {
+        self.root.join("cni")
+    }
+
+    pub(crate) fn config(&self, name: &str) -> PathBuf {
+        self.root.join("config").join(name)
+    }
+
+    pub(crate) fn trust(&self, name: &str) -> PathBuf {
+        self.root.join("trust").join(name)
+    }
+
+    pub(crate) fn images(&self) -> Images {
+        Images::at(&self.root.join("images"))
+    }
+
+    /// `PATH` with the kit's programs first.
+    pub(crate) fn path(&self) -> String {
+        let rest = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        format!("{}:{rest}", self.root.join("bin").display())
+    }
+
+    /// One of our programs, ready to get arguments.
+    pub(crate) fn program(&self, name: &str) -> Command {
+        let mut command = crate::run::within(120, self.bin(name));
+        command.env("PATH", self.path());
+        command
+    }
+}
+
+/// Builds the four programs, as they are shipped, beside this one.
+pub(crate) fn build_programs() -> Result<()> {
+    let status = Command::new("cargo")
+        .current_dir(source_root())
+        .args(["build", "--quiet", "--release", "--workspace"])
+        .status()
+        .context("cargo build")?;
+    anyhow::ensure!(status.success(), "cargo build: {status}");
+    Ok(())
+}
+
+/// The size of each program, for the record.
+pub(crate) fn sizes(kit: &Kit) -> Result<String> {
+    let mut lines = Vec::new();
+    for program in PROGRAMS {
+        let bytes = fs::metadata(kit.bin(program))?.len();
+        lines.push(format!("{program} {:.1} MB", to_f64(bytes) / 1e6));
+    }
+    Ok(lines.join(", "))
+}
+
+fn to_f64(bytes: u64) -> f64 {
+    f64::from(u32::try_from(bytes).unwrap_or(u32::MAX))
+}
+
+fn link_all(from: &Path, to: &Path) -> Result<()> {
+    Command::new("cp").args(["--recursive", "--link"]).arg(format!("{}/.", from.display())).arg(to).good()?;
+    Ok(())
+}

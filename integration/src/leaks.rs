@@ -1,0 +1,121 @@
+//! What is there besides files: taken before and after a test, the difference is a leak.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{cgroups, devices};
+
+/// Everything that a launch may leave behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Picture {
+    mounts: BTreeSet<String>,
+    devices: BTreeSet<String>,
+    cgroups: BTreeSet<String>,
+    processes: BTreeSet<String>,
+    files: BTreeSet<String>,
+}
+
+/// Directories of which a launch owns every entry.
+const OWNED: [&str; 5] = [
+    "/run/hallmark",
+    "/run/containerd/io.containerd.runtime.v2.task",
+    "/run/containerd/s",
+    "/run/containerd/fifo",
+    "/var/lib/hallmark/claims",
+];
+
+impl Picture {
+    /// Looks now.
+    pub(crate) fn take() -> Result<Self> {
+        let mut picture = Self::default();
+        for line in crate::files::text(Path::new("/proc/self/mountinfo"))?.lines() {
+            let place = line.split(' ').nth(4).unwrap_or_default();
+            let source = line.split_once(" - ").map_or("", |(_, right)| right);
+            picture.mounts.insert(format!("{place} ({source})"));
+        }
+        picture.devices.extend(devices::list()?.iter().map(|device| format!("{device:?}")));
+        // containerd's namespace has a cgroup and a directory for as long as the node lives
+        picture.cgroups = cgroups::list()?;
+        picture.cgroups.retain(|group| !group.ends_with(":default"));
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.bytes().all(|b| b.is_ascii_digit()) {
+                picture.processes.extend(process(&name));
+            }
+        }
+        for dir in OWNED {
+            list_files(Path::new(dir), &mut picture.files);
+        }
+        picture.files.retain(|file| !file.ends_with("/default"));
+        Ok(picture)
+    }
+
+    /// What is here now and was not then.
+    fn since(&self, then: &Self) -> Vec<String> {
+        let pairs = [
+            ("mount", &self.mounts, &then.mounts),
+            ("device", &self.devices, &then.devices),
+            ("cgroup", &self.cgroups, &then.cgroups),
+            ("process", &self.processes, &then.processes),
+            ("file", &self.files, &then.files),
+        ];
+        let mut left = Vec::new();
+        for (kind, now, then) in pairs {
+            left.extend(now.difference(then).map(|what| format!("{kind} {what}")));
+        }
+        left
+    }
+
+    /// Waits until nothing is left that was not there, up to ten seconds.
+    pub(crate) fn expect_again(&self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let left = Self::take()?.since(self);
+            if left.is_empty() {
+                return Ok(());
+            }
+            if started.elapsed() > Duration::from_secs(10) {
+                bail!("left behind:\n  {}", left.join("\n  "));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// `pid command line` of a process that runs a program, not of a kernel thread.
+fn process(pid: &str) -> Option<String> {
+    let line = fs::read(Path::new("/proc").join(pid).join("cmdline")).ok()?;
+    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+    (!line.is_empty()).then(|| format!("{pid} {}", line.trim_end()))
+}
+
+fn list_files(dir: &Path, all: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        // the inside of a layer or of a root file system is no file of ours
+        let inside = path.parent().is_some_and(|p| p.ends_with("hallmark/l"));
+        if entry.file_type().is_ok_and(|t| t.is_dir()) && !inside && !path.ends_with("rootfs") {
+            list_files(&path, all);
+        }
+        all.insert(path.display().to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_mount_is_named() {
+        let then = Picture::default();
+        let mut now = then.clone();
+        now.mounts.insert("/m (tmpfs)".into());
+        assert_eq!(now.since(&then), ["mount /m (tmpfs)"]);
+        assert!(then.since(&now).is_empty());
+    }
+}

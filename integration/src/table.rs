@@ -1,0 +1,184 @@
+//! The table of tests: one list, run on this machine and in the guest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::kit::Kit;
+use crate::leaks::Picture;
+use crate::node::{Node, Stack};
+
+/// Which kernel the tests meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Site {
+    /// This machine, whatever its kernel has.
+    Host,
+    /// The guest, which has everything: a test that cannot run there has failed.
+    Guest,
+}
+
+/// What a test cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    DeviceMapper,
+    Ipe,
+    /// cgroup v2 with the memory controller.
+    UnifiedCgroups,
+}
+
+impl Need {
+    fn is_met(self) -> bool {
+        let there = |path: &str| crate::cache::is_there(Path::new(path));
+        match self {
+            Self::DeviceMapper => there("/sys/module/dm_verity") && there("/dev/mapper/control"),
+            Self::Ipe => there("/sys/kernel/security/ipe"),
+            Self::UnifiedCgroups => fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+                .is_ok_and(|text| text.contains("memory")),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::DeviceMapper => "device-mapper with verity",
+            Self::Ipe => "a kernel with IPE",
+            Self::UnifiedCgroups => "cgroup v2 with controllers",
+        }
+    }
+}
+
+/// One test.
+#[derive(Debug)]
+pub(crate) struct Test {
+    pub(crate) name: &'static str,
+    pub(crate) needs: &'static [Need],
+    pub(crate) run: fn(&mut Bench) -> Result<()>,
+}
+
+/// What a test works on: the kit, and a node that is there when first asked for.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) site: Site,
+    pub(crate) kit: Kit,
+    logs: PathBuf,
+    stack: Stack,
+    node: Option<Node>,
+}
+
+impl Bench {
+    pub(crate) fn new(site: Site, kit: Kit, logs: &Path, stack: Stack) -> Self {
+        Self { site, kit, logs: logs.to_owned(), stack, node: None }
+    }
+
+    /// The node, started if none runs.
+    pub(crate) fn node(&mut self) -> Result<&mut Node> {
+        if self.node.is_none() {
+            crate::trust::install(&self.kit, self.site)?;
+            self.node = Some(Node::start(&self.kit, self.stack, &self.logs)?);
+        }
+        self.node.as_mut().context("no node")
+    }
+
+    /// Stops the node; the next use starts another over the same state.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        self.node.take().map_or(Ok(()), Node::stop)
+    }
+}
+
+/// Three numbers that add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: u32,
+    pub(crate) failed: u32,
+    pub(crate) skipped: u32,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// Reads what [`Display`](std::fmt::Display) wrote, anywhere in a text's last lines.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        text.lines().rev().find_map(|line| {
+            let mut numbers = [0; 3];
+            let mut words = line.split(", ");
+            for (number, name) in numbers.iter_mut().zip(["passed", "failed", "skipped"]) {
+                let (value, found) = words.next()?.split_once(' ')?;
+                *number = value.parse().ok().filter(|_| found == name)?;
+            }
+            let [passed, failed, skipped] = numbers;
+            words.next().is_none().then_some(Self { passed, failed, skipped })
+        })
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// Runs the tests whose names contain `filter`, prints a line each, and counts.
+pub(crate) fn run(tests: &[Test], bench: &mut Bench, filter: &str) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for test in tests.iter().filter(|test| test.name.contains(filter)) {
+        let missing = test.needs.iter().find(|need| !need.is_met());
+        match (missing, bench.site) {
+            (Some(need), Site::Host) => {
+                println!("skipped: needs {}: {}", need.name(), test.name);
+                counts.skipped += 1;
+            }
+            (Some(need), Site::Guest) => {
+                println!("FAIL  {}: the guest lacks {}", test.name, need.name());
+                counts.failed += 1;
+            }
+            (None, _) => counts.add(run_one(test, bench)?),
+        }
+    }
+    bench.stop()?;
+    Ok(counts)
+}
+
+fn run_one(test: &Test, bench: &mut Bench) -> Result<Counts> {
+    let started = Instant::now();
+    let mut result = guarded(test, bench);
+    if let Err(error) = &mut result {
+        let words = bench.node.as_ref().map(Node::last_words).unwrap_or_default();
+        println!("FAIL  {} ({:.1} s)\n{error:#}\n{words}", test.name, started.elapsed().as_secs_f32());
+        // the next test starts on a new node; what this one left is in its own picture
+        if let Some(node) = bench.node.take() {
+            if let Err(error) = node.empty().and_then(|()| node.stop()) {
+                println!("      and its node did not stop cleanly: {error:#}");
+            }
+        }
+        return Ok(Counts { failed: 1, ..Counts::default() });
+    }
+    println!("pass  {} ({:.1} s)", test.name, started.elapsed().as_secs_f32());
+    Ok(Counts { passed: 1, ..Counts::default() })
+}
+
+/// The test, and the proof that it left nothing.
+fn guarded(test: &Test, bench: &mut Bench) -> Result<()> {
+    bench.node()?;
+    let before = Picture::take()?;
+    (test.run)(bench)?;
+    // a test may have ended with another node, or none
+    bench.node()?.empty()?;
+    before.expect_again().with_context(|| format!("after {}", test.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_back() {
+        let counts = Counts { passed: 3, failed: 0, skipped: 12 };
+        assert_eq!(Counts::parse(&format!("x\n{counts}\n")), Some(counts));
+        assert_eq!(Counts::parse("3 passed, 0 failed\n"), None);
+    }
+}

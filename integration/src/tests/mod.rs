@@ -1,0 +1,14 @@
+//! The tests, by what they use.
+
+mod clients;
+
+use crate::table::Test;
+
+/// Every test, in the order in which they are run.
+pub(crate) fn all() -> Vec<Test> {
+    clients::TESTS.iter().map(copy).collect()
+}
+
+fn copy(test: &Test) -> Test {
+    Test { name: test.name, needs: test.needs, run: test.run }
+}
