@@ -46,7 +46,7 @@ struct SignedData {
     digest_algorithms: SetOfVec<AlgorithmIdentifierOwned>,
     encap_content_info: EncapsulatedContentInfo,
     #[asn1(context_specific = "0", tag_mode = "IMPLICIT", optional = "true")]
-    certificates: Option<SetOfVec<Any>>,
+    certificates: Option<Vec<Any>>, // a set, but OpenSSL's PKCS#7 does not sort it
     #[asn1(context_specific = "1", tag_mode = "IMPLICIT", optional = "true")]
     crls: Option<SetOfVec<Any>>,
     signer_infos: SetOfVec<Any>,
@@ -207,7 +207,7 @@ impl SignedData {
     }
 
     fn certificates(&self, object: &str) -> Result<Vec<Certificate>> {
-        let all = self.certificates.as_ref().map_or(&[][..], SetOfVec::as_ref);
+        let all = self.certificates.as_deref().unwrap_or_default();
         if all.len() > MAX_CERTIFICATES {
             return Err(Error::limit(object, all.len(), MAX_CERTIFICATES, "certificates"));
         }
@@ -312,8 +312,10 @@ impl Parts<'_> {
             signature: OctetString::new(self.signature.as_slice())?,
             unsigned_attributes: None,
         };
-        let certificates = self.certificates.iter().map(|one| Any::from_der(one.der()));
-        let certificates: Vec<Any> = certificates.collect::<der::Result<_>>()?;
+        let mut certificates: Vec<&[u8]> = self.certificates.iter().map(Certificate::der).collect();
+        certificates.sort_unstable();
+        let certificates: Vec<Any> =
+            certificates.into_iter().map(Any::from_der).collect::<der::Result<_>>()?;
         let content = self.content.map(OctetString::new).transpose()?;
         let data = SignedData {
             version: 1,
@@ -322,10 +324,7 @@ impl Parts<'_> {
                 content_type: DATA,
                 content: content.map(|octets| Any::encode_from(&octets)).transpose()?,
             },
-            certificates: match certificates.as_slice() {
-                [] => None,
-                _ => Some(SetOfVec::try_from(certificates)?),
-            },
+            certificates: Some(certificates).filter(|all| !all.is_empty()),
             crls: None,
             signer_infos: SetOfVec::try_from(vec![Any::encode_from(&signer)?])?,
         };
