@@ -289,8 +289,7 @@ mod tests {
 
     #[test]
     fn loading_wants_roots_file_and_takes_its_digest() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
+        if !crate::testing::is_root() {
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -2,8 +2,9 @@
 //!
 //! The answer is `ipe` only if all of this holds, else `launch-only` with the reason:
 //! `/sys/kernel/security` is securityfs (by its magic number, not by its name) and has `ipe`,
-//! `ipe/enforce` is 1, exactly one of `ipe/policies/*` is active, its text parses, and what it
-//! says of an EXECUTE that no rule matches is DENY.
+//! `ipe/enforce` is 1, exactly one of `ipe/policies/*` is active, its text parses, and it denies
+//! EXECUTE to everything unverified, be it by a rule or by default
+//! ([`Policy::unverified_execute`]).
 //!
 //! Everything is read below one directory descriptor, without links and mount points: a file
 //! bound over `enforce` is not asked. Nothing is mounted here; a node without securityfs is
@@ -18,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::ipe::{Action, Operation, ParseError, Pins, PinsError, Policy};
+use crate::ipe::{ParseError, Pins, PinsError, Policy};
 use crate::levels::ExecControl;
 use crate::procfs::file_system_magic;
 
@@ -58,7 +59,7 @@ impl Kernel {
         self.weakness.as_ref()
     }
 
-    /// The active policy, also when it is not enforced or does not deny EXECUTE by default.
+    /// The active policy, also when it is not enforced or lets unverified code run.
     pub fn active(&self) -> Option<&ActivePolicy> {
         self.active.as_ref()
     }
@@ -75,12 +76,12 @@ pub enum LaunchOnly {
     /// IPE only logs.
     #[error("IPE is permissive: ipe/enforce is \"{0}\", expected 1")]
     Permissive(String),
-    /// The policy lets everything run that no rule matches.
-    #[error("policy {name} allows EXECUTE by default: {found}, expected DENY")]
+    /// The policy lets code run that nobody verified.
+    #[error("policy {name} lets unverified code run: \"{found}\", expected DENY")]
     ExecuteAllowed {
         /// The policy's name.
         name: String,
-        /// The default that decides.
+        /// The rule or default that allows it.
         found: String,
     },
     /// No policy is active, so everything is allowed.
@@ -148,7 +149,7 @@ fn open_ipe() -> Result<OwnedFd, LaunchOnly> {
 }
 
 /// What a directory laid out as IPE's says.
-fn examine(ipe: BorrowedFd<'_>) -> Result<Kernel, LaunchOnly> {
+pub(crate) fn examine(ipe: BorrowedFd<'_>) -> Result<Kernel, LaunchOnly> {
     let Some(name) = active_name(ipe)? else {
         return Err(LaunchOnly::NoActivePolicy);
     };
@@ -158,13 +159,11 @@ fn examine(ipe: BorrowedFd<'_>) -> Result<Kernel, LaunchOnly> {
     let pins =
         Pins::parse(&text).map_err(|source| LaunchOnly::Pins { name: name.clone(), source })?;
     let enforce = digit(&contents(ipe, "enforce")?);
-    let default = policy.default_of(Operation::Execute);
     let weakness = if enforce != "1" {
         Some(LaunchOnly::Permissive(enforce))
-    } else if default.action != Action::Deny {
-        Some(LaunchOnly::ExecuteAllowed { name, found: default.to_string() })
     } else {
-        None
+        let allowed = policy.unverified_execute().map(|decision| decision.to_string());
+        allowed.map(|found| LaunchOnly::ExecuteAllowed { name, found })
     };
     Ok(Kernel { active: Some(ActivePolicy { policy, pins }), weakness })
 }
@@ -265,6 +264,15 @@ mod tests {
         assert!(matches!(look(root.path()), Err(LaunchOnly::NoActivePolicy)));
         policy(root.path(), "p", "1", global_deny);
         assert_eq!(look(root.path()).unwrap().exec_control(), ExecControl::Ipe);
+        for rule in [
+            "action=ALLOW",
+            "dmverity_signature=FALSE action=ALLOW",
+            "boot_verified=TRUE action=ALLOW",
+        ] {
+            policy(root.path(), "p", "1", &format!("{DENY}op=EXECUTE {rule}\n"));
+            let weakness = look(root.path()).unwrap().weakness().unwrap().to_string();
+            assert!(weakness.contains(rule), "{weakness}");
+        }
         policy(root.path(), "p", "1", &allow);
         let kernel = look(root.path()).unwrap();
         assert_eq!(kernel.exec_control(), ExecControl::LaunchOnly);

@@ -1,12 +1,15 @@
 //! What makes a layer trusted: IPE policy, trust set, evidence, gate.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::print_stdout, reason = "a skipped test says why"))]
 
 pub mod config;
 pub mod evidence;
 pub mod exec_control;
+pub mod gate;
 pub mod ipe;
 mod levels;
 pub mod procfs;
+pub mod set;
 pub mod strict_file;
 #[cfg(test)]
 mod testing;

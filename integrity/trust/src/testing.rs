@@ -1,4 +1,4 @@
-//! Real layers on loop devices, for tests that need a kernel.
+//! Keys, and real layers on loop devices, for tests.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -6,14 +6,60 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
+use hallmark_seal::SigningKey;
 use hallmark_sys::loopdev;
 use hallmark_verity::{BLOCK, DataBlocks, RootHash, Salt, Superblock, TreeBuilder, VolumeParams};
 
+/// A key with its certificate, made by openssl once for all tests.
+pub(crate) struct Signer {
+    key: Vec<u8>,
+    /// PEM.
+    pub(crate) certificate: Vec<u8>,
+}
+
+impl Signer {
+    /// The signer whose certificate the tests' nodes trust.
+    pub(crate) fn ours() -> &'static Self {
+        static OURS: OnceLock<Signer> = OnceLock::new();
+        OURS.get_or_init(|| Self::make("ours"))
+    }
+
+    /// Somebody else.
+    pub(crate) fn other() -> &'static Self {
+        static OTHER: OnceLock<Signer> = OnceLock::new();
+        OTHER.get_or_init(|| Self::make("other"))
+    }
+
+    pub(crate) fn key(&self) -> SigningKey {
+        SigningKey::from_pem(&self.key, &self.certificate).unwrap()
+    }
+
+    fn make(name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        sh(&format!(
+            "cd {} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 \
+             -subj /CN={name} -addext keyUsage=critical,digitalSignature -keyout key.pem -out cert.pem",
+            dir.path().display()
+        ));
+        let read = |name| fs::read(dir.path().join(name)).unwrap();
+        Self { key: read("key.pem"), certificate: read("cert.pem") }
+    }
+}
+
+/// Whether the test runs as root; says so if not.
+pub(crate) fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
 /// Runs `test` in a thread with a mount namespace and a tmpfs of its own, or says why not.
 pub(crate) fn privately(test: impl FnOnce(&Path) + Send + 'static) {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root");
+    if !is_root() {
         return;
     }
     if Command::new("mkfs.erofs").arg("--version").output().is_err() {
@@ -60,6 +106,7 @@ impl Layer {
         fs::create_dir_all(tree.join("sub")).unwrap();
         fs::write(tree.join(file), content).unwrap();
         fs::write(tree.join("sub/inner"), "inner").unwrap();
+        fs::write(tree.join("large"), file.repeat(1 << 20)).unwrap();
         let image = dir.join(format!("{file}.img"));
         sh(&format!("mkfs.erofs -T0 --quiet {} {}", image.display(), tree.display()));
         let mut data = fs::read(&image).unwrap();

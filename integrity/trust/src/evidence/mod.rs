@@ -22,9 +22,7 @@ use crate::procfs::{Procfs, ProcfsError, file_system_magic};
 use mountinfo::Mount;
 
 pub use record::{ActivationRecord, DeviceKind, Record, Signed};
-pub(crate) use volume::Volume;
-#[cfg(test)]
-pub(crate) use volume::{DmVerity, Rehashed};
+pub(crate) use volume::{DmVerity, Rehashed, Volume};
 
 /// Why the kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +87,15 @@ impl Evidence {
             }
             Volume::Rehashed(rehashed) => Some(rehashed.root_hash),
             Volume::Unverified(_) => None,
+        }
+    }
+
+    /// The root hash under which a claim is looked for: the table's, or what the file's own hash
+    /// tree states. A name and no proof.
+    pub fn stated_root_hash(&self) -> Option<RootHash> {
+        match &self.volume {
+            Volume::Rehashed(rehashed) => rehashed.stated,
+            Volume::DmVerity(_) | Volume::Unverified(_) => self.root_hash(),
         }
     }
 
@@ -169,7 +176,8 @@ mod tests {
 
     fn look(path: &Path) -> Evidence {
         let lower = File::open(path).unwrap();
-        let collector = Collector::new(&Procfs::open().unwrap(), Path::new("/nonexistent")).unwrap();
+        let collector =
+            Collector::new(&Procfs::open().unwrap(), Path::new("/nonexistent")).unwrap();
         collector.collect(lower.as_fd(), path).unwrap()
     }
 
@@ -193,7 +201,11 @@ mod tests {
             let inside = look(&layer.mount_point.join("sub"));
             assert!(!inside.is_mount_root);
             let bind = dir.join("bind");
-            sh(&format!("mkdir {0} && mount --bind {1}/sub {0}", bind.display(), layer.mount_point.display()));
+            sh(&format!(
+                "mkdir {0} && mount --bind {1}/sub {0}",
+                bind.display(),
+                layer.mount_point.display()
+            ));
             let bound = look(&bind);
             assert!(bound.is_mount_root);
             assert_eq!(bound.shown_root, "/sub");
@@ -212,6 +224,7 @@ mod tests {
             layer.flip(2048);
             let flipped = look(&layer.mount_point);
             assert_ne!(flipped.root_hash(), Some(layer.root_hash));
+            assert_eq!(flipped.stated_root_hash(), Some(layer.root_hash));
             assert_eq!(flipped.strength(), Some(Strength::Rehashed));
             layer.flip(2048);
             assert_eq!(look(&layer.mount_point).root_hash(), Some(layer.root_hash));
@@ -239,7 +252,12 @@ mod tests {
             // an EROFS without a hash tree
             let layer = Layer::pack(dir, "a", "hello");
             let len = layer.params.data_len();
-            std::fs::OpenOptions::new().write(true).open(&layer.image).unwrap().set_len(len).unwrap();
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open(&layer.image)
+                .unwrap()
+                .set_len(len)
+                .unwrap();
             layer.mount();
             let Volume::Unverified(why) = look(&layer.mount_point).volume else { panic!() };
             assert!(why.contains("no hash tree"), "{why}");

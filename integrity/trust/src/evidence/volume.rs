@@ -47,6 +47,9 @@ pub(crate) struct Rehashed {
     pub(crate) root_hash: RootHash,
     /// From the superblock behind the image: hints, which the root hash decides on.
     pub(crate) params: VolumeParams,
+    /// The root hash of the tree behind the image, for finding the claim that was made for it; it
+    /// says nothing of the data.
+    pub(crate) stated: Option<RootHash>,
     /// Where the loop device starts in the file, in bytes.
     pub(crate) offset: u64,
     /// Where it ends, in bytes after `offset`; 0 for the end of the file.
@@ -142,11 +145,22 @@ fn rehash(backing: &Backing) -> Result<Volume, Error> {
     };
     Ok(Volume::Rehashed(Rehashed {
         root_hash,
+        stated: stated(&file, &params).map_err(io)?,
         params,
         offset: backing.offset,
         size_limit: backing.size_limit,
         read_only: backing.is_read_only(),
     }))
+}
+
+/// The digest of the stored tree's topmost block: what the root hash was when the layer was packed.
+fn stated(file: &File, params: &VolumeParams) -> std::io::Result<Option<RootHash>> {
+    let mut top = [0; BLOCK];
+    let at = params.hash_start_block().saturating_mul(BLOCK as u64);
+    if params.tree_blocks() == 0 || !read_at(file, &mut top, at)? {
+        return Ok(None);
+    }
+    hallmark_verity::root_of(top.as_slice(), &params.salt, DataBlocks(1)).map(Some)
 }
 
 fn open_backing(path: &PathBuf, backing: &Backing) -> Result<File, String> {

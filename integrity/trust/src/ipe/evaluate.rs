@@ -91,6 +91,31 @@ impl Policy {
         )
     }
 
+    /// What lets code run that nobody verified, if anything does.
+    ///
+    /// Asked of every file without a signature and of unknown content, whether or not it lies in
+    /// the initramfs, on dm-verity or has fs-verity; anonymous memory is the one of which nothing
+    /// is known. The initramfs counts as unverified: on Linux 6.12 its tmpfs stays writable to
+    /// whoever holds CAP_SYS_ADMIN and CAP_SYS_CHROOT.
+    pub fn unverified_execute(&self) -> Option<Decision<'_>> {
+        // no policy can hold this algorithm: a comment starts at '#'
+        let unknown = || Digest { algorithm: "#".to_owned(), bytes: Vec::new() };
+        let signature = Signature::Unsigned;
+        for case in 0_u8..8 {
+            let is = |bit: u8| case & bit != 0;
+            let file = Properties {
+                boot_verified: is(1),
+                dm_verity: is(2).then(|| DmVerity { root_hash: unknown(), signature }),
+                fs_verity: is(4).then(|| FsVerity { digest: unknown(), signature }),
+            };
+            let decision = self.evaluate(Operation::Execute, &file);
+            if decision.action == Action::Allow {
+                return Some(decision);
+            }
+        }
+        None
+    }
+
     /// What is answered when no rule of the operation matches.
     pub fn default_of(&self, operation: Operation) -> Decision<'_> {
         match (self.defaults.get(&operation), self.global_default) {
@@ -217,5 +242,42 @@ mod tests {
             let p = policy(&format!("DEFAULT action=DENY\nop=EXECUTE {rule} action=ALLOW"));
             assert_eq!(p.evaluate(Operation::Execute, &file).action, Action::Allow, "{rule}");
         }
+    }
+
+    #[test]
+    fn what_lets_unverified_code_run_is_found() {
+        let closed = [
+            "",
+            "op=EXECUTE dmverity_signature=TRUE action=ALLOW",
+            "op=EXECUTE fsverity_signature=TRUE action=ALLOW",
+            "op=EXECUTE dmverity_signature=TRUE dmverity_signature=FALSE action=ALLOW",
+            "op=EXECUTE boot_verified=TRUE dmverity_signature=TRUE action=ALLOW",
+            "op=EXECUTE boot_verified=TRUE action=DENY\nop=EXECUTE boot_verified=TRUE action=ALLOW",
+            "op=FIRMWARE action=ALLOW",
+            "op=EXECUTE dmverity_roothash=sha256:00 action=ALLOW",
+        ];
+        let open = [
+            "op=EXECUTE action=ALLOW",
+            "op=EXECUTE dmverity_signature=FALSE action=ALLOW",
+            "op=EXECUTE fsverity_signature=FALSE action=ALLOW",
+            "op=EXECUTE boot_verified=FALSE action=ALLOW",
+            "op=EXECUTE boot_verified=TRUE action=ALLOW",
+            "op=EXECUTE boot_verified=TRUE dmverity_signature=FALSE action=ALLOW",
+            "op=EXECUTE dmverity_signature=TRUE action=DENY\n\
+             op=EXECUTE fsverity_signature=FALSE dmverity_signature=FALSE action=ALLOW",
+        ];
+        for rules in closed {
+            let p =
+                policy(&format!("DEFAULT action=ALLOW\nDEFAULT op=EXECUTE action=DENY\n{rules}"));
+            assert_eq!(p.unverified_execute(), None, "{rules}");
+        }
+        for rules in open {
+            let p = policy(&format!("DEFAULT action=DENY\n{rules}"));
+            let found = p.unverified_execute().unwrap().to_string();
+            assert_eq!(Some(found.as_str()), rules.lines().last(), "{rules}");
+        }
+        let default = policy("DEFAULT action=DENY\nDEFAULT op=EXECUTE action=ALLOW");
+        let found = default.unverified_execute().unwrap().to_string();
+        assert_eq!(found, "DEFAULT op=EXECUTE action=ALLOW");
     }
 }

@@ -1,0 +1,295 @@
+//! The trust set: keys, revocations and the IPE policy, all of which must agree to a launch.
+//!
+//! Where the kernel has an active IPE policy, that one counts, as read from securityfs; elsewhere a
+//! policy file signed by one of the node's keys, in the same language. Under
+//! `exec_control = "ipe"` the active policy must pin the node's configuration, keys and revocation
+//! list by digest: plain files that root may change would otherwise undo what the kernel keeps.
+
+use hallmark_seal::{Keyring, Revocations, Timestamp, open_policy};
+use sha2::{Digest as _, Sha256};
+
+use crate::config::{LoadedConfig, NodeConfig};
+use crate::exec_control::{self, Kernel};
+use crate::ipe::{ParseError, Pins, Policy};
+use crate::levels::ExecControl;
+use crate::strict_file::{self, Readers, StrictFileError};
+
+/// The longest file of certificates or revocations that is read, in bytes.
+const LIMIT: u64 = 1 << 20;
+
+/// Whom and what the node trusts at this moment.
+#[derive(Debug)]
+pub struct TrustSet {
+    pub(crate) keyring: Keyring,
+    pub(crate) revocations: Revocations,
+    pub(crate) policy: Option<TrustedPolicy>,
+    pub(crate) exec_control: ExecControl,
+    pub(crate) weakness: Option<String>,
+    pub(crate) unpinned: Vec<Unpinned>,
+}
+
+/// A policy and who vouches for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedPolicy {
+    /// What it says.
+    pub policy: Policy,
+    /// Where it comes from.
+    pub source: PolicySource,
+}
+
+/// Who vouches for a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicySource {
+    /// The kernel: it is the active one.
+    Kernel,
+    /// A key of the node: it is a signed file.
+    SignedFile,
+}
+
+/// A trust file that the active policy does not pin as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unpinned {
+    /// The pin's name: `config`, `keys` or `revocations`.
+    pub file: &'static str,
+    /// The SHA-256 of the file, or that there is none.
+    pub found: String,
+    /// The SHA-256 that the policy pins, or that it pins none.
+    pub expected: String,
+}
+
+/// Why there is no trust set.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// A file is not one that only root can have written, or could not be read.
+    #[error("trust set")]
+    File(#[from] StrictFileError),
+    /// Keys, revocations or the policy's signature do not count.
+    #[error("trust set: {file}")]
+    Seal {
+        /// The file.
+        file: String,
+        /// Why.
+        source: hallmark_seal::Error,
+    },
+    /// The signed policy is none that the kernel would take.
+    #[error("trust set: {file}")]
+    Policy {
+        /// The file.
+        file: String,
+        /// Why.
+        source: ParseError,
+    },
+}
+
+impl TrustSet {
+    /// Reads everything the node's configuration names, and asks the kernel about IPE.
+    ///
+    /// # Errors
+    /// A file that is missing, not root's alone or malformed; a policy file may be missing, which
+    /// the gate then refuses.
+    pub fn load(loaded: &LoadedConfig, now: Timestamp) -> Result<Self, TrustError> {
+        Self::with_kernel(loaded, now, exec_control::read())
+    }
+
+    fn with_kernel(
+        loaded: &LoadedConfig,
+        now: Timestamp,
+        kernel: Kernel,
+    ) -> Result<Self, TrustError> {
+        let trust = &loaded.config.trust;
+        let of = |path: &std::path::Path| {
+            let file = path.display().to_string();
+            move |source| TrustError::Seal { file, source }
+        };
+        let keys = strict_file::read(&trust.keys, LIMIT, Readers::Any)?;
+        let keyring = Keyring::from_pem(&keys).map_err(of(&trust.keys))?;
+        let list = trust.revocations().map(|path| strict_file::read(path, LIMIT, Readers::Any));
+        let list = list.transpose()?;
+        let revocations = match &list {
+            Some(bytes) => Revocations::parse(bytes).map_err(of(&trust.revocations))?,
+            None => Revocations::default(),
+        };
+        let exec_control = kernel.exec_control();
+        let weakness = kernel.weakness().map(|weakness| crate::chain(weakness));
+        let files = [
+            ("config", loaded.sha256),
+            ("keys", Some(Sha256::digest(&keys).into())),
+            ("revocations", list.as_deref().map(|bytes| Sha256::digest(bytes).into())),
+        ];
+        let pins = kernel.active().map(|active| active.pins).unwrap_or_default();
+        let policy = match kernel.into_active() {
+            Some(active) => {
+                Some(TrustedPolicy { policy: active.policy, source: PolicySource::Kernel })
+            }
+            None => signed_file(&loaded.config, &keyring, &revocations, now)?,
+        };
+        let unpinned = unpinned(&files, &pins);
+        Ok(Self { keyring, revocations, policy, exec_control, weakness, unpinned })
+    }
+
+    /// The node's certificates.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    /// What no longer counts.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
+    /// The policy, if there is one.
+    pub fn policy(&self) -> Option<&TrustedPolicy> {
+        self.policy.as_ref()
+    }
+
+    /// Who controls execution on this node.
+    pub fn exec_control(&self) -> ExecControl {
+        self.exec_control
+    }
+
+    /// Why exec control is no better.
+    pub fn weakness(&self) -> Option<&str> {
+        self.weakness.as_deref()
+    }
+
+    /// The trust files that the active policy does not pin as they are.
+    pub fn unpinned(&self) -> &[Unpinned] {
+        &self.unpinned
+    }
+}
+
+fn signed_file(
+    config: &NodeConfig,
+    keyring: &Keyring,
+    revocations: &Revocations,
+    now: Timestamp,
+) -> Result<Option<TrustedPolicy>, TrustError> {
+    let path = &config.trust.policy;
+    let limit = crate::ipe::MAX_SIGNED_LEN as u64;
+    let der = match strict_file::read(path, limit, Readers::Any) {
+        Err(StrictFileError::Missing { .. }) => return Ok(None),
+        read => read?,
+    };
+    let file = || path.display().to_string();
+    let text = open_policy(&der, keyring, revocations, now)
+        .map_err(|source| TrustError::Seal { file: file(), source })?;
+    let policy =
+        Policy::parse(&text).map_err(|source| TrustError::Policy { file: file(), source })?;
+    Ok(Some(TrustedPolicy { policy, source: PolicySource::SignedFile }))
+}
+
+fn unpinned(files: &[(&'static str, Option<[u8; 32]>); 3], pins: &Pins) -> Vec<Unpinned> {
+    let shown = |digest: Option<[u8; 32]>, none: &str| {
+        digest.map_or_else(|| none.to_owned(), |digest| format!("sha256:{}", hex::encode(digest)))
+    };
+    let pinned = [pins.config, pins.keys, pins.revocations];
+    let differing = files.iter().zip(pinned).filter(|((_, found), pinned)| found != pinned);
+    differing
+        .map(|((file, found), pinned)| Unpinned {
+            file,
+            found: shown(*found, "no such file"),
+            expected: shown(pinned, "no pin"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Signer, is_root};
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::path::Path;
+
+    const POLICY: &str = "policy_name=node policy_version=1.0.0\nDEFAULT action=ALLOW\n\
+                          DEFAULT op=EXECUTE action=DENY\n";
+
+    /// A node whose files are below `dir`; `pins` go into the active policy, if there is one.
+    fn load(dir: &Path, pins: Option<&str>) -> Result<TrustSet, TrustError> {
+        let ipe = dir.join("ipe");
+        let kernel = match pins {
+            Some(pins) => {
+                fs::create_dir_all(ipe.join("policies/node")).unwrap();
+                fs::write(ipe.join("enforce"), "1").unwrap();
+                fs::write(ipe.join("policies/node/active"), "1").unwrap();
+                fs::write(ipe.join("policies/node/policy"), format!("{pins}{POLICY}")).unwrap();
+                exec_control::examine(fs::File::open(&ipe).unwrap().as_fd()).unwrap()
+            }
+            None => exec_control::read(),
+        };
+        let config = dir.join("config.toml");
+        let loaded = NodeConfig::load(&config).unwrap();
+        TrustSet::with_kernel(&loaded, Timestamp::from(std::time::SystemTime::now()), kernel)
+    }
+
+    fn node(dir: &Path) {
+        let shown = dir.display();
+        let config = format!(
+            "[trust]\nkeys = \"{shown}/keys.pem\"\nrevocations = \"{shown}/revoked.toml\"\n\
+             policy = \"{shown}/policy.p7b\"\n"
+        );
+        fs::write(dir.join("config.toml"), config).unwrap();
+        fs::write(dir.join("keys.pem"), &Signer::ours().certificate).unwrap();
+        fs::write(dir.join("revoked.toml"), "version = 1\n").unwrap();
+    }
+
+    fn pin(dir: &Path, name: &str, file: &str) -> String {
+        let digest = Sha256::digest(fs::read(dir.join(file)).unwrap());
+        format!("# hallmark-{name} sha256:{}\n", hex::encode(digest))
+    }
+
+    #[test]
+    fn the_active_policy_must_pin_every_trust_file() {
+        if !is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        node(dir);
+        let pins =
+            [("config", "config.toml"), ("keys", "keys.pem"), ("revocations", "revoked.toml")];
+        let pins = pins.map(|(name, file)| pin(dir, name, file)).concat();
+        let trust = load(dir, Some(&pins)).unwrap();
+        assert_eq!(trust.unpinned(), []);
+        assert_eq!(trust.exec_control(), ExecControl::Ipe);
+        assert_eq!(trust.policy().unwrap().source, PolicySource::Kernel);
+
+        fs::write(dir.join("revoked.toml"), "version = 1\n\n").unwrap();
+        let trust = load(dir, Some(&pins)).unwrap();
+        assert_eq!(
+            trust.unpinned().iter().map(|file| file.file).collect::<Vec<_>>(),
+            ["revocations"]
+        );
+        let trust = load(dir, Some("")).unwrap();
+        assert_eq!(trust.unpinned().len(), 3);
+        assert!(trust.unpinned().iter().all(|file| file.expected == "no pin"));
+        fs::write(dir.join("revoked.toml"), "version = 1\n").unwrap();
+        assert_eq!(load(dir, Some(&pins)).unwrap().unpinned(), []);
+    }
+
+    #[test]
+    fn elsewhere_a_signed_file_is_the_policy() {
+        if !is_root() || exec_control::read().active().is_some() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        node(dir);
+        assert!(load(dir, None).unwrap().policy().is_none());
+        let sign = |signer: &Signer, text: &str| {
+            let der = signer.key().sign_policy(text.as_bytes()).unwrap();
+            fs::write(dir.join("policy.p7b"), der).unwrap();
+        };
+        sign(Signer::ours(), POLICY);
+        let trust = load(dir, None).unwrap();
+        assert_eq!(trust.policy().unwrap().source, PolicySource::SignedFile);
+        assert_eq!(trust.exec_control(), ExecControl::LaunchOnly);
+        sign(Signer::other(), POLICY);
+        assert!(matches!(load(dir, None), Err(TrustError::Seal { .. })));
+        sign(Signer::ours(), "op=EXECUTE");
+        assert!(matches!(load(dir, None), Err(TrustError::Policy { .. })));
+        sign(Signer::ours(), POLICY);
+        fs::remove_file(dir.join("keys.pem")).unwrap();
+        assert!(matches!(load(dir, None), Err(TrustError::File(_))));
+    }
+}
