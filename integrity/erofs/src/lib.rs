@@ -1,3 +1,27 @@
-//! Layer tar to a deterministic EROFS image. Pure: opens nothing.
+//! Layer tar to a deterministic EROFS image with its hash tree, and a reader. Pure: opens nothing.
+//!
+//! The format is `hallmark-erofs.1`. Layout: `format.rs`. What a tar entry becomes: `layer.rs`.
+//! Which tars are read at all: `tar.rs`.
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod directory;
+mod error;
+mod format;
+mod image;
+mod layer;
+mod layout;
+mod limits;
+mod pack;
+mod pax;
+mod read;
+mod stream;
+mod tar;
+mod xattr;
+
+pub use error::{Error, ErrorKind};
+pub use format::{LAYER_FORMAT, Timestamp, salt};
+pub use limits::Limits;
+pub use pack::{PackedLayer, pack};
+pub use read::{Entry, EntryKind, Image};
+pub use stream::Compression;

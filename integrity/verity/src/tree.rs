@@ -67,6 +67,13 @@ impl TreeBuilder {
         Ok(())
     }
 
+    /// Whether `block` is what was pushed, or put in its place, under this number.
+    #[must_use]
+    pub fn holds(&self, index: u64, block: &[u8; BLOCK]) -> bool {
+        let leaf = usize::try_from(index).ok().and_then(|index| self.leaves.get(index));
+        leaf.is_some_and(|leaf| *leaf == self.hasher.block(block))
+    }
+
     /// How many data blocks were pushed.
     #[must_use]
     pub fn data_blocks(&self) -> DataBlocks {
@@ -157,7 +164,9 @@ mod tests {
             at_once.push(&[n; BLOCK]);
             late.push(&[if n == 130 { 0 } else { n }; BLOCK]);
         }
+        assert!(late.holds(130, &[0; BLOCK]) && !late.holds(130, &[130; BLOCK]));
         late.replace(130, &[130; BLOCK]).unwrap();
+        assert!(late.holds(130, &[130; BLOCK]) && !late.holds(200, &[0; BLOCK]));
         assert_eq!(late.replace(200, &[0; BLOCK]).unwrap_err().kind(), ErrorKind::Blocks);
         assert_eq!(late.finish().unwrap().root(), at_once.finish().unwrap().root());
     }
