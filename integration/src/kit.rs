@@ -18,6 +18,9 @@ use crate::cache::{Cache, remove_tree, source_root};
 use crate::components::Components;
 use crate::images::{Images, file_name};
 use crate::run::Run;
+use crate::signing::Key;
+use crate::table::Site;
+use crate::trust;
 
 /// The four programs of the product.
 pub(crate) const PROGRAMS: [&str; 4] =
@@ -57,6 +60,11 @@ impl Kit {
         for name in Images::names() {
             fs::hard_link(images.archive(name), kit.root.join("images").join(file_name(name)))?;
         }
+        let here = kit.root.clone();
+        trust::make(&kit, &Key::of_the_guest(cache)?, &|site| match site {
+            Site::Host => here.clone(),
+            Site::Guest => PathBuf::from(crate::guest::init::KIT),
+        })?;
         Ok(kit)
     }
 

@@ -68,6 +68,19 @@ enum Command {
         #[arg(long)]
         stock: bool,
     },
+    /// Start a node and run a shell script on it
+    Node {
+        script: String,
+        /// In the guest
+        #[arg(long)]
+        guest: bool,
+        /// With containerd's overlayfs and runc
+        #[arg(long)]
+        stock: bool,
+    },
+    /// (inside) a script on a node
+    #[command(hide = true)]
+    Script { site: String, stack: String, kit: PathBuf, script: String },
     /// (inside) first process of the guest
     #[command(hide = true)]
     GuestInit,
@@ -105,11 +118,11 @@ fn perform(command: Command) -> Result<ExitCode> {
             println!("{:#?}", Images::build(&prepared()?)?);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Host { filter, stock: false } => host(&filter),
-        Command::Host { filter, stock: true } => stock(&filter),
-        Command::Guest { filter, stock } => {
-            guest(&filter, if stock { Stack::Stock } else { Stack::Hallmark })
-        }
+        Command::Host { filter, stock } => on_host(stack(stock), "table", &filter),
+        Command::Guest { filter, stock } => in_guest(stack(stock), "table", &filter),
+        Command::Node { script, guest: false, stock } => on_host(stack(stock), "script", &script),
+        Command::Node { script, guest: true, stock } => in_guest(stack(stock), "script", &script),
+        Command::Script { site, stack, kit, script } => run_script(&site, &stack, &kit, &script),
         Command::GuestInit => guest::init::run().map(|()| ExitCode::SUCCESS),
         Command::Boot { kit, arguments } => boot(&kit, &arguments),
         Command::Enter { dir, arguments } => sandbox::enter(&dir, &arguments),
@@ -125,32 +138,51 @@ fn prepared() -> Result<Cache> {
     Ok(cache)
 }
 
-fn host(filter: &str) -> Result<ExitCode> {
-    let cache = prepared()?;
-    kit::build_programs()?;
-    let kit = Kit::assemble(&cache, &kit::PROGRAMS)?;
-    sandbox::supervise(&cache, &["table", "host", "hallmark", &kit.root().to_string_lossy(), filter])
+fn stack(stock: bool) -> Stack {
+    if stock { Stack::Stock } else { Stack::Hallmark }
 }
 
-/// The fixtures on containerd's own snapshotter and runc: a test that fails here is itself wrong.
-fn stock(filter: &str) -> Result<ExitCode> {
-    let cache = prepared()?;
-    let kit = Kit::assemble(&cache, &[])?;
-    sandbox::supervise(&cache, &["table", "host", "stock", &kit.root().to_string_lossy(), filter])
-}
-
-fn guest(filter: &str, stack: Stack) -> Result<ExitCode> {
-    let cache = prepared()?;
-    Parts::build(&cache)?;
-    let (kit, stack) = match stack {
+fn assemble(cache: &Cache, stack: Stack) -> Result<String> {
+    let kit = match stack {
         Stack::Hallmark => {
             kit::build_programs()?;
-            (Kit::assemble(&cache, &kit::PROGRAMS)?, "hallmark")
+            Kit::assemble(cache, &kit::PROGRAMS)?
         }
-        Stack::Stock => (Kit::assemble(&cache, &[])?, "stock"),
+        // fixtures on containerd's own parts: a test that fails so is itself wrong
+        Stack::Stock => Kit::assemble(cache, &[])?,
     };
-    let kit = kit.root().to_string_lossy().into_owned();
-    sandbox::supervise(&cache, &["boot", &kit, "table", "guest", stack, guest::init::KIT, filter])
+    Ok(kit.root().to_string_lossy().into_owned())
+}
+
+fn on_host(stack: Stack, what: &str, argument: &str) -> Result<ExitCode> {
+    let cache = prepared()?;
+    let kit = assemble(&cache, stack)?;
+    sandbox::supervise(&cache, &[what, "host", stack.name(), &kit, argument])
+}
+
+fn in_guest(stack: Stack, what: &str, argument: &str) -> Result<ExitCode> {
+    let cache = prepared()?;
+    Parts::build(&cache)?;
+    let kit = assemble(&cache, stack)?;
+    let inside = guest::init::KIT;
+    sandbox::supervise(&cache, &["boot", &kit, what, "guest", stack.name(), inside, argument])
+}
+
+fn bench(site: &str, stack: &str, kit: &std::path::Path) -> Bench {
+    let site = if site == "guest" { Site::Guest } else { Site::Host };
+    let stack = if stack == "stock" { Stack::Stock } else { Stack::Hallmark };
+    Bench::new(site, Kit::at(kit), std::path::Path::new("/var/log/node"), stack)
+}
+
+fn run_script(site: &str, stack: &str, kit: &std::path::Path, script: &str) -> Result<ExitCode> {
+    let mut bench = bench(site, stack, kit);
+    let node = bench.node()?;
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", script]).env("PATH", node.kit.path()).env("KIT", node.kit.root());
+    shell.env("CONTAINERD_SNAPSHOTTER", node.snapshotter_name());
+    let status = shell.status()?;
+    bench.stop()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn boot(kit: &std::path::Path, arguments: &[String]) -> Result<ExitCode> {
@@ -163,9 +195,7 @@ fn boot(kit: &std::path::Path, arguments: &[String]) -> Result<ExitCode> {
 }
 
 fn table(site: &str, stack: &str, kit: &std::path::Path, filter: &str) -> Result<ExitCode> {
-    let site = if site == "guest" { Site::Guest } else { Site::Host };
-    let stack = if stack == "stock" { Stack::Stock } else { Stack::Hallmark };
-    let mut bench = Bench::new(site, Kit::at(kit), std::path::Path::new("/var/log/node"), stack);
+    let mut bench = bench(site, stack, kit);
     let counts = table::run(&tests::all(), &mut bench, filter)?;
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -24,6 +24,15 @@ pub(crate) enum Stack {
     Stock,
 }
 
+impl Stack {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Hallmark => "hallmark",
+            Self::Stock => "stock",
+        }
+    }
+}
+
 /// A running node.
 #[derive(Debug)]
 pub(crate) struct Node {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use crate::kit::Kit;
 use crate::leaks::Picture;
 use crate::node::{Node, Stack};
+use crate::trust::{self, Setting};
 
 /// Which kernel the tests meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,21 +64,29 @@ pub(crate) struct Bench {
     pub(crate) kit: Kit,
     logs: PathBuf,
     stack: Stack,
+    setting: Setting,
     node: Option<Node>,
 }
 
 impl Bench {
     pub(crate) fn new(site: Site, kit: Kit, logs: &Path, stack: Stack) -> Self {
-        Self { site, kit, logs: logs.to_owned(), stack, node: None }
+        Self { site, kit, logs: logs.to_owned(), stack, setting: Setting::Enforce, node: None }
     }
 
     /// The node, started if none runs.
     pub(crate) fn node(&mut self) -> Result<&mut Node> {
         if self.node.is_none() {
-            crate::trust::install(&self.kit, self.site)?;
+            trust::install(&self.kit, self.site, self.setting)?;
             self.node = Some(Node::start(&self.kit, self.stack, &self.logs)?);
         }
         self.node.as_mut().context("no node")
+    }
+
+    /// The node set as asked. Our programs read the configuration at each launch, so it goes on.
+    pub(crate) fn set(&mut self, setting: Setting) -> Result<&mut Node> {
+        self.setting = setting;
+        trust::install(&self.kit, self.site, setting)?;
+        self.node()
     }
 
     /// Stops the node; the next use starts another over the same state.
@@ -163,7 +172,7 @@ fn run_one(test: &Test, bench: &mut Bench) -> Result<Counts> {
 
 /// The test, and the proof that it left nothing.
 fn guarded(test: &Test, bench: &mut Bench) -> Result<()> {
-    bench.node()?;
+    bench.set(Setting::Enforce)?;
     let before = Picture::take()?;
     (test.run)(bench)?;
     // a test may have ended with another node, or none
