@@ -1,0 +1,63 @@
+//! What `enforce` adds to every container, privileged ones too.
+//!
+//! Why each: [`Memory::DenyWriteExecute`] closes private mappings of signed files that are written to and run (IPE
+//! judges the file, not the page); a holder of CAP_MAC_ADMIN switches IPE off, CAP_MAC_OVERRIDE leaves its label,
+//! CAP_SYS_MODULE adds kernel code; whoever opens device-mapper's control node can forge a "signed" volume, and a
+//! container in the host's cgroup namespace can leave the cgroup on which that is denied. The denial belongs on the
+//! *parent* cgroup: a program on the container's own can be detached from inside.
+
+use hallmark_trust::Enforcement;
+
+/// What the runtime has to apply, all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hardening {
+    /// For the first process and every later one.
+    pub memory: Memory,
+    /// Names of capabilities that no set of any process may hold.
+    pub drop_capabilities: &'static [&'static str],
+    /// Which cgroup namespace the container gets.
+    pub cgroup_namespace: CgroupNamespace,
+    /// Character devices that the container's parent cgroup denies: (major, minor).
+    pub deny_devices: &'static [(u32, u32)],
+}
+
+/// Memory that is written to and executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// As the specification asks for.
+    AsAsked,
+    /// `PR_SET_MDWE` with `PR_MDWE_REFUSE_EXEC_GAIN`.
+    DenyWriteExecute,
+}
+
+/// The container's cgroup namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupNamespace {
+    /// As the specification asks for.
+    AsAsked,
+    /// A new one, whatever the specification asks for.
+    Private,
+}
+
+/// Misc major and `MAPPER_CTRL_MINOR` of <linux/miscdevice.h>.
+const DEVICE_MAPPER_CONTROL: (u32, u32) = (10, 236);
+
+impl Hardening {
+    /// What a mode adds: all of it, or under audit nothing.
+    pub fn of(mode: Enforcement) -> Self {
+        match mode {
+            Enforcement::Enforce => Self {
+                memory: Memory::DenyWriteExecute,
+                drop_capabilities: &["CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_SYS_MODULE"],
+                cgroup_namespace: CgroupNamespace::Private,
+                deny_devices: &[DEVICE_MAPPER_CONTROL],
+            },
+            Enforcement::Audit => Self {
+                memory: Memory::AsAsked,
+                drop_capabilities: &[],
+                cgroup_namespace: CgroupNamespace::AsAsked,
+                deny_devices: &[],
+            },
+        }
+    }
+}

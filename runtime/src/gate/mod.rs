@@ -1,0 +1,283 @@
+//! The gate's caller: what happens between `create` and the first process of a container.
+//!
+//! [`launch`] reads the node's configuration and the hand-over file, opens the lowers, asks the kernel about those
+//! descriptors, finds the claim, has [`hallmark_trust::gate::judge`] decide, and builds the overlay from the same
+//! descriptors. It runs in the host's mount and user namespaces, before the container's process exists.
+//!
+//! | module | is |
+//! |---|---|
+//! | `handover` | names of lowers, upper and work, from the shim |
+//! | `stack`, `claims` | open, evidence, claim, judge |
+//! | `upper` | the upper is empty at first start, or belongs to this stack |
+//! | `overlay` | the detached mount |
+//! | `mounts` | the specification's mounts, hooks and namespaces |
+//! | `hardening` | what enforce adds |
+//! | `audit` | refuse, or write down and go on |
+
+mod audit;
+mod claims;
+mod handover;
+mod hardening;
+mod mounts;
+mod overlay;
+mod refusal;
+mod stack;
+#[cfg(test)]
+mod tamper;
+mod upper;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use hallmark_seal::{StackId, Timestamp};
+use hallmark_trust::config::{LoadedConfig, NodeConfig};
+use hallmark_trust::gate::NodeRequirements;
+use hallmark_trust::procfs::Procfs;
+use hallmark_trust::set::TrustSet;
+use hallmark_trust::{ExecControl, Strength, exec_control};
+use hallmark_verity::{ImageDigest, RootHash};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use audit::Findings;
+use handover::{Rootfs, Upper};
+use overlay::{Parts, Warrant};
+use refusal::Case;
+use stack::{Judge, Lower};
+use upper::Writable;
+
+pub use hallmark_trust::config::PATH as CONFIG_PATH;
+pub use hardening::{CgroupNamespace, Hardening, Memory};
+pub use refusal::Refusal;
+
+/// What is to be launched, as far as the gate asks.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The container's ID.
+    pub container: &'a str,
+    /// The node's configuration, [`CONFIG_PATH`].
+    pub config: &'a Path,
+    /// The file that the shim handed over.
+    pub rootfs_mounts: Option<&'a Path>,
+    /// `process.args`
+    pub args: &'a [String],
+    /// `process.env`
+    pub env: &'a [String],
+    /// `linux.mountLabel`
+    pub mount_label: Option<&'a str>,
+    /// `linux.namespaces`, the one of type `mount`.
+    pub mount_namespace: MountNamespace,
+    /// `mounts`, in order.
+    pub mounts: &'a [MountRequest],
+    /// The programs of all hooks.
+    pub hooks: &'a [PathBuf],
+}
+
+/// Whose mounts the container sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountNamespace {
+    /// Its own.
+    New,
+    /// Those of the namespace at this path.
+    Joined(PathBuf),
+    /// The runtime's.
+    Inherited,
+}
+
+/// A mount of the specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountRequest {
+    /// Where, in the container.
+    pub destination: PathBuf,
+    /// What, on the host.
+    pub source: Option<PathBuf>,
+    /// Of which kind.
+    pub kind: MountKind,
+}
+
+/// The kinds of mount that the gate tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountKind {
+    /// Files of the host.
+    Bind,
+    /// A file system of its own.
+    Other,
+}
+
+/// What becomes of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountDecision {
+    /// It is made as the specification asks for.
+    Keep,
+    /// It is made, and `noexec` as well.
+    NoExec,
+}
+
+/// A container that may be started, and how.
+#[derive(Debug)]
+pub struct Launch {
+    /// The root file system as a detached mount, for the container's process to attach. `None` if the caller
+    /// mounted one, which only audit mode accepts.
+    pub rootfs: Option<OwnedFd>,
+    /// For state.json.
+    pub verdict: Verdict,
+    /// For log.json, `level=warning`.
+    pub warnings: Vec<String>,
+    /// One for each mount of the request, in order.
+    pub mounts: Vec<MountDecision>,
+    /// To be applied, all of it.
+    pub hardening: Hardening,
+}
+
+/// What the gate found, as state.json keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    /// In short.
+    pub outcome: Outcome,
+    /// The weakest evidence of the layers.
+    pub evidence: Option<Strength>,
+    /// Who controls execution on the node.
+    pub exec_control: ExecControl,
+    /// The sealed image manifest, where a seal verified.
+    pub image: Option<ImageDigest>,
+    /// The root hashes of the stack, bottom first.
+    pub layers: Vec<RootHash>,
+}
+
+/// The gate's answer in short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Everything was as it should be.
+    Permitted,
+    /// Something would be refused under enforce; it is in the audit log.
+    Audit,
+    /// There was no stack to judge.
+    NotJudged,
+}
+
+/// Judges a launch and builds its root file system.
+///
+/// # Errors
+/// `Refused`: the gate's answer under enforce, a whole line for log.json and stderr. Any other kind: the node's
+/// configuration, the hand-over file or the kernel; nothing is launched then either.
+pub fn launch(request: &Request<'_>) -> Result<Launch> {
+    let loaded = NodeConfig::load(request.config).map_err(|e| Error::system(chain(&e)))?;
+    let now = Timestamp::from(std::time::SystemTime::now());
+    let trust = TrustSet::load(&loaded, now);
+    let exec_control = match &trust {
+        Ok(trust) => trust.exec_control(),
+        Err(_refused_below) => exec_control::read().exec_control(),
+    };
+    let case =
+        Case { container: request.container.to_owned(), image: None, evidence: None, exec_control };
+    let gate = &loaded.config.gate;
+    let findings = Findings::new(gate.mode, &gate.audit_log, case);
+    let devices = loaded.config.snapshotter.state.join("devices");
+    let trust = trust.as_ref().map_err(hallmark_trust::gate::Refusal::no_trust_set);
+    let node = NodeRequirements::from(gate);
+    let judge = Judge { trust, node, claims: &gate.claims, devices: &devices, now };
+    match request.rootfs_mounts {
+        Some(file) => judged(request, &loaded, findings, &judge, &handover::read(file)?),
+        None => not_judged(request, &loaded, findings),
+    }
+}
+
+/// The stack decides first, so that every later message can say what evidence there is.
+fn judged(
+    request: &Request<'_>,
+    loaded: &LoadedConfig,
+    mut findings: Findings,
+    judge: &Judge<'_>,
+    rootfs: &Rootfs,
+) -> Result<Launch> {
+    same_label(rootfs.context.as_deref(), request.mount_label)?;
+    let gate = &loaded.config.gate;
+    let proc = Procfs::open().map_err(|e| Error::system(chain(&e)))?;
+    let lowers = rootfs.lowers.iter().map(|name| Lower::open(name)).collect::<Result<Vec<_>>>()?;
+    let (mount, layers) = match &rootfs.upper {
+        Some(Upper::Plain(directory)) => {
+            let pass = findings.pass(Refusal::NoLayers { found: directory.clone() })?;
+            let directory = Lower::open(directory)?;
+            (overlay::plain(pass, directory.fd.as_fd(), rootfs.access)?, Vec::new())
+        }
+        upper => {
+            let judged = judge.judge(&proc, &lowers, request.args, request.env)?;
+            findings.case.evidence = judged.evidence;
+            findings.case.image = judged.image;
+            let warrant = match judged.result {
+                Ok(permit) => Warrant::Permit(permit),
+                Err(refusal) => Warrant::Audit(findings.pass(refusal)?),
+            };
+            let writable = match upper {
+                Some(Upper::Overlay { upper, work }) => Some(Writable::open(upper, work)?),
+                _ => None,
+            };
+            if let (Warrant::Permit(permit), Some(writable)) = (&warrant, &writable) {
+                findings.weigh(writable.belongs_to(StackId::of(permit.stack()))?)?;
+            }
+            let parts = Parts {
+                lowers: &lowers,
+                writable: writable.as_ref(),
+                label: request.mount_label,
+                durability: rootfs.durability,
+                access: rootfs.access,
+            };
+            (overlay::build(warrant, &proc, &parts)?, judged.stack)
+        }
+    };
+    mounts::weigh_specification(&mut findings, gate, request)?;
+    let image = mounts::Image::new(&proc, mount.as_fd(), request);
+    let mounts = image.weigh_mounts(&mut findings, judge, request)?;
+    let outcome = if findings.is_clean() { Outcome::Permitted } else { Outcome::Audit };
+    let verdict = verdict(outcome, &findings.case, layers);
+    let warnings = findings.into_warnings();
+    let hardening = Hardening::of(gate.mode);
+    Ok(Launch { rootfs: Some(mount), verdict, warnings, mounts, hardening })
+}
+
+/// A root file system that the caller mounted: nobody can say what it is made of.
+fn not_judged(
+    request: &Request<'_>,
+    loaded: &LoadedConfig,
+    mut findings: Findings,
+) -> Result<Launch> {
+    let gate = &loaded.config.gate;
+    findings.weigh(Err::<(), _>(Refusal::NotHandedOver))?;
+    mounts::weigh_specification(&mut findings, gate, request)?;
+    Ok(Launch {
+        rootfs: None,
+        verdict: verdict(Outcome::NotJudged, &findings.case, Vec::new()),
+        warnings: findings.into_warnings(),
+        mounts: vec![MountDecision::Keep; request.mounts.len()],
+        hardening: Hardening::of(gate.mode),
+    })
+}
+
+fn verdict(outcome: Outcome, case: &Case, layers: Vec<RootHash>) -> Verdict {
+    let Case { evidence, exec_control, image, .. } = *case;
+    Verdict { outcome, evidence, exec_control, image, layers }
+}
+
+/// containerd derives the mount's label from the specification; two labels would be two answers.
+fn same_label(handed_over: Option<&str>, asked: Option<&str>) -> Result<()> {
+    match handed_over {
+        Some(found) if asked != Some(found) => Err(Error::spec(format!(
+            "hand-over file: context is {found:?}, the specification's mountLabel {asked:?}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// An error and its sources, as one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        line.push_str(": ");
+        line.push_str(&source.to_string());
+        next = source.source();
+    }
+    line
+}

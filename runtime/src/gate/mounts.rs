@@ -1,0 +1,224 @@
+//! What the specification brings along besides the root file system: mounts, hooks, namespaces.
+//!
+//! A mount is **verified** if its source is itself a layer that the gate permits (an image volume); it may then hold
+//! code. Any other mount must not take the place of the image's code, nor hold the program that is started; and where
+//! the kernel does not control execution, an unverified bind is made `noexec`.
+//!
+//! Code is what lies in the directories of [`CODE`], what is executable, and the program itself. Data of an image
+//! may be covered: containers live from configuration and volumes mounted over it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Component, Path, PathBuf};
+
+use hallmark_trust::config::GateConfig;
+use hallmark_trust::procfs::Procfs;
+use hallmark_trust::{Enforcement, ExecControl};
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
+
+use super::audit::Findings;
+use super::refusal::Refusal;
+use super::stack::{Judge, Lower};
+use super::{MountDecision, MountKind, MountNamespace, MountRequest, Request};
+use crate::error::{Error, Result};
+
+/// Directories that hold programs and libraries, wherever links lead to.
+const CODE: [&str; 15] = [
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/local/bin",
+    "/usr/local/sbin",
+    "/usr/local/lib",
+];
+
+/// Hooks are root's own programs; a mount namespace must be the container's.
+///
+/// # Errors
+/// Under enforce: the refusal.
+pub(super) fn weigh_specification(
+    findings: &mut Findings,
+    gate: &GateConfig,
+    request: &Request<'_>,
+) -> Result<()> {
+    let namespace = match &request.mount_namespace {
+        MountNamespace::New => Ok(()),
+        MountNamespace::Joined(path) => Err(Refusal::MountNamespaceJoined { found: path.clone() }),
+        MountNamespace::Inherited => Err(Refusal::MountNamespaceMissing),
+    };
+    findings.weigh(namespace)?;
+    for hook in request.hooks {
+        let allowed = if gate.hooks.contains(hook) {
+            Ok(())
+        } else {
+            Err(Refusal::Hook { found: hook.clone(), expected: gate.hooks.clone() })
+        };
+        findings.weigh(allowed)?;
+    }
+    Ok(())
+}
+
+/// The image's files and what is started from them.
+#[derive(Debug)]
+pub(super) struct Image<'a> {
+    proc: &'a Procfs,
+    root: BorrowedFd<'a>,
+    /// The program, as asked for and as the links of the image lead to it.
+    program: Option<(PathBuf, PathBuf)>,
+}
+
+impl<'a> Image<'a> {
+    pub(super) fn new(proc: &'a Procfs, root: BorrowedFd<'a>, request: &Request<'_>) -> Self {
+        let mut image = Self { proc, root, program: None };
+        let candidates = programs(request.args, request.env);
+        let found = candidates.iter().find_map(|path| Some((path.clone(), image.resolve(path)?)));
+        image.program = found.or_else(|| {
+            let path = candidates.into_iter().next()?;
+            Some((path.clone(), path))
+        });
+        image
+    }
+
+    /// Decides on every mount, in the specification's order.
+    ///
+    /// # Errors
+    /// Under enforce: the refusal of the first that is not acceptable.
+    pub(super) fn weigh_mounts(
+        &self,
+        findings: &mut Findings,
+        judge: &Judge<'_>,
+        request: &Request<'_>,
+    ) -> Result<Vec<MountDecision>> {
+        let mut decisions = Vec::with_capacity(request.mounts.len());
+        for mount in request.mounts {
+            let verified = self.is_verified(judge, mount)?;
+            if !verified {
+                findings.weigh(self.may_hold_no_code(mount))?;
+            }
+            let exec_control = findings.case.exec_control;
+            decisions.push(match mount.kind {
+                MountKind::Bind
+                    if !verified
+                        && exec_control == ExecControl::LaunchOnly
+                        && findings.mode() == Enforcement::Enforce =>
+                {
+                    MountDecision::NoExec
+                }
+                _ => MountDecision::Keep,
+            });
+        }
+        Ok(decisions)
+    }
+
+    /// Whether the source is a layer that may be launched by itself.
+    fn is_verified(&self, judge: &Judge<'_>, mount: &MountRequest) -> Result<bool> {
+        let (MountKind::Bind, Some(source)) = (mount.kind, &mount.source) else {
+            return Ok(false);
+        };
+        let Ok(lower) = Lower::open(source) else { return Ok(false) };
+        if !is_erofs(lower.fd.as_fd())? {
+            return Ok(false);
+        }
+        Ok(judge.judge(self.proc, &[lower], &[], &[])?.result.is_ok())
+    }
+
+    fn may_hold_no_code(&self, mount: &MountRequest) -> std::result::Result<(), Refusal> {
+        let destination = mount.destination.clone();
+        let source_path = mount.source.clone().unwrap_or_else(|| PathBuf::from("none"));
+        let covered = self.resolve(&destination);
+        if covered.as_deref().is_some_and(|covered| self.holds_code(covered)) {
+            return Err(Refusal::MountHidesCode { destination, source_path });
+        }
+        let covered = covered.unwrap_or_else(|| destination.clone());
+        match &self.program {
+            Some((asked, resolved))
+                if asked.starts_with(&destination) || resolved.starts_with(&covered) =>
+            {
+                let program = asked.clone();
+                Err(Refusal::ProgramUnverified { program, destination, source_path })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is code of the image at this place.
+    fn holds_code(&self, path: &Path) -> bool {
+        let Some(mode) = self.mode(path) else { return false };
+        let in_code = CODE.iter().any(|code| path.starts_with(code));
+        match FileType::from_raw_mode(mode) {
+            FileType::Directory => {
+                let above = CODE.iter().any(|code| Path::new(code).starts_with(path));
+                (in_code || above) && !self.is_empty(path)
+            }
+            FileType::RegularFile => in_code || mode & 0o111 != 0,
+            _ => false,
+        }
+    }
+
+    /// Where a path of the container leads, if the image has it.
+    fn resolve(&self, path: &Path) -> Option<PathBuf> {
+        let fd = self.open(path, OFlags::PATH).ok()?;
+        let resolved = std::fs::read_link(self.proc.path_of(fd.as_fd())).ok()?;
+        // the mount is attached nowhere, so the kernel names its files from its root
+        resolved.is_absolute().then_some(resolved)
+    }
+
+    fn mode(&self, path: &Path) -> Option<u32> {
+        let fd = self.open(path, OFlags::PATH).ok()?;
+        rustix::fs::fstat(&fd).ok().map(|stat| stat.st_mode)
+    }
+
+    /// Unreadable counts as not empty.
+    fn is_empty(&self, path: &Path) -> bool {
+        let Ok(fd) = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY) else { return false };
+        let Ok(entries) = Dir::read_from(&fd) else { return false };
+        let mut names = entries.flatten().map(|entry| entry.file_name().to_bytes().to_vec());
+        names.all(|name| name == b"." || name == b"..")
+    }
+
+    fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<std::os::fd::OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    }
+}
+
+/// The places where the program is looked for, as `execvpe` does.
+fn programs(args: &[String], env: &[String]) -> Vec<PathBuf> {
+    let Some(program) = args.first().map(Path::new) else { return Vec::new() };
+    if program.is_absolute() {
+        return vec![plain(program)];
+    }
+    let path = env.iter().find_map(|variable| variable.strip_prefix("PATH="));
+    let directories = path.unwrap_or_default().split(':').map(Path::new);
+    let absolute = directories.filter(|directory| directory.is_absolute());
+    absolute.map(|directory| plain(&directory.join(program))).collect()
+}
+
+/// The path without `.`, `..` and doubled slashes, as far as its text tells.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
+}
+
+fn is_erofs(fd: BorrowedFd<'_>) -> Result<bool> {
+    const EROFS: u64 = 0xE0F5_E1E2;
+    let statfs = rustix::fs::fstatfs(fd).map_err(|errno| Error::from(errno).within("fstatfs"))?;
+    Ok(u64::try_from(statfs.f_type) == Ok(EROFS))
+}
