@@ -2,6 +2,7 @@
 //!
 //! [`rows!`] makes the table and a `match` over [`Refusal`] from one list: a new variant does not compile until it has
 //! a row. Before and after every row the untouched container is launched as well.
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -22,14 +23,22 @@ use crate::error::ErrorKind;
 const POLICY: &str = "policy_name=node policy_version=1.0.0\nDEFAULT action=ALLOW\n\
                       DEFAULT op=EXECUTE action=DENY\nop=EXECUTE dmverity_signature=TRUE action=ALLOW\n";
 
+/// Whether the test runs as root; says so if not.
+pub(super) fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
 /// Runs `test` in a thread with a mount namespace and a tmpfs of its own, or says why not.
 fn privately(test: impl FnOnce(&Path) + Send + 'static) {
-    if !rustix::process::geteuid().is_root() {
-        skipped("root");
+    if !is_root() {
         return;
     }
     if Command::new("mkfs.erofs").arg("--version").output().is_err() {
-        skipped("mkfs.erofs");
+        println!("skipped: needs mkfs.erofs");
         return;
     }
     let run = move || {
