@@ -1,2 +1,155 @@
-//! placeholder
-fn main() {}
+//! `hallmark-snapshotter`: containerd's proxy plugins `hallmark` (snapshots) and `hallmark-diff` (Apply) on one socket.
+//!
+//! | module | concern |
+//! |---|---|
+//! | `service` | gRPC: requests, codes |
+//! | `snapshotter` | what each call does |
+//! | `store`, `layout` | the database; directories and files |
+//! | `pack`, `directory` | layers: from a blob; from a written-to directory |
+//! | `activate`, `reclaim` | loop, dm-verity, mount; what a former daemon left |
+//! | `mounts`, `filter`, `usage` | replies |
+//! | `claims`, `content` | seals that came with images; containerd's content store |
+//!
+//! Everything under `service` is synchronous. Mounts outlive the daemon: no container needs it to go on.
+
+mod activate;
+mod claims;
+mod content;
+mod directory;
+mod error;
+mod filter;
+mod layout;
+mod mountinfo;
+mod mounts;
+mod pack;
+mod proto;
+mod reclaim;
+mod service;
+mod snapshotter;
+mod store;
+mod systemd;
+mod usage;
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use hallmark_trust::config::{self, NodeConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tracing_subscriber::EnvFilter;
+
+use crate::activate::Activations;
+use crate::content::Content;
+use crate::layout::Layout;
+use crate::proto::diff::diff_server::DiffServer;
+use crate::proto::snapshots::snapshots_server::SnapshotsServer;
+use crate::service::Service;
+use crate::snapshotter::Snapshotter;
+use crate::store::Store;
+
+/// Snapshots and diff plugins for containerd: layers as dm-verity volumes.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The node's configuration; a file that is not there means every default.
+    #[arg(long, value_name = "FILE", default_value = config::PATH)]
+    config: PathBuf,
+    /// Print the configuration with every default filled in, and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let config = NodeConfig::load(&arguments.config)?.config;
+    if arguments.print_config {
+        std::io::stdout().write_all(config.render()?.as_bytes())?;
+        return Ok(());
+    }
+    // nothing of ours is for others to read; what is, is given its mode
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("tokio runtime")?
+        .block_on(serve(&config))
+}
+
+async fn serve(config: &NodeConfig) -> Result<()> {
+    let snapshotter = {
+        let config = config.clone();
+        let runtime = tokio::runtime::Handle::current();
+        let content = Content::new(&config.snapshotter.containerd, runtime);
+        tokio::task::spawn_blocking(move || start(&config, content)).await??
+    };
+    let listener = match systemd::socket()? {
+        Some(listener) => listener,
+        None => listen(&config.snapshotter.socket)?,
+    };
+    listener.set_nonblocking(true).context("socket")?;
+    let listener = tokio::net::UnixListener::from_std(listener).context("socket")?;
+    let mut terminated = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupted = signal(SignalKind::interrupt()).context("SIGINT")?;
+    systemd::notify("READY=1")?;
+    tracing::info!("serving on {}", config.snapshotter.socket.display());
+    let snapshotter = Arc::new(snapshotter);
+    let claims = Arc::clone(&snapshotter);
+    tokio::task::spawn_blocking(move || {
+        // containerd may well start after us, and asks for a snapshot before any launch: then we look again
+        if let Err(error) = claims.look_for_all_claims() {
+            tracing::info!("no claims at start: {}", error::chain(&error));
+        }
+    });
+    let service = Service(snapshotter);
+    Server::builder()
+        .add_service(SnapshotsServer::new(service.clone()))
+        .add_service(DiffServer::new(service))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            tokio::select! { _ = terminated.recv() => {}, _ = interrupted.recv() => {} }
+        })
+        .await
+        .context("gRPC server")?;
+    tracing::info!("stopped; layers stay mounted");
+    Ok(())
+}
+
+/// Everything before the first call: directories, database, and what a former daemon left.
+fn start(config: &NodeConfig, content: Content) -> Result<Snapshotter> {
+    let layout = Layout {
+        root: config.snapshotter.root.clone(),
+        state: config.snapshotter.state.clone(),
+        claims: config.gate.claims.clone(),
+    };
+    layout.prepare()?;
+    let store = Store::open(&layout.root)?;
+    let kind = reclaim::device_kind()?;
+    let adopted = reclaim::reclaim(&layout, &store, kind)?;
+    tracing::info!("layers are activated on {kind:?} devices; {} are active", adopted.len());
+    let policy = config.snapshotter.layer_signature;
+    let activations = Activations::adopt(layout.clone(), kind, policy, adopted);
+    let snapshotter = Snapshotter::new(layout, store, content, activations);
+    snapshotter.claims.adopt_dropped(&snapshotter.store)?;
+    Ok(snapshotter)
+}
+
+/// Binds the socket, mode 0600. A stale one is replaced: the database's lock says that no other daemon is alive.
+fn listen(path: &Path) -> Result<UnixListener> {
+    let shown = path.display();
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("mkdir {}", directory.display()))?;
+    }
+    layout::remove_file(path)?;
+    let listener = UnixListener::bind(path).with_context(|| format!("bind {shown}"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("chmod {shown}"))?;
+    Ok(listener)
+}

@@ -1,0 +1,140 @@
+//! containerd's content store, read over its own socket.
+//!
+//! Calls block: they are made on threads of the runtime's blocking pool, and only there.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::runtime::Handle;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status, Streaming};
+
+use crate::error::{Error, Result};
+use crate::proto::content::content_client::ContentClient;
+use crate::proto::content::{
+    Info, ListContentRequest, ListContentResponse, ReadContentRequest, ReadContentResponse,
+};
+
+/// How long containerd may take for one answer, or for the next piece of a blob.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a look for claims may hold up a Prepare.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// A client of containerd's content store. The connection is made when it is first needed, and again when it broke.
+#[derive(Debug, Clone)]
+pub(crate) struct Content {
+    client: ContentClient<Channel>,
+    socket: PathBuf,
+    runtime: Handle,
+}
+
+impl Content {
+    /// Must be called on a thread of the runtime `runtime`.
+    pub(crate) fn new(socket: &Path, runtime: Handle) -> Self {
+        let path = socket.to_owned();
+        let connect = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        // the address is never resolved: the connector above knows only one
+        let channel =
+            Endpoint::from_static("http://containerd").connect_with_connector_lazy(connect);
+        Self { client: ContentClient::new(channel), socket: socket.to_owned(), runtime }
+    }
+
+    /// Every blob of a namespace.
+    pub(crate) fn list(&self, namespace: &str) -> Result<Vec<Info>> {
+        let request = self.request(namespace, ListContentRequest::default())?;
+        let mut client = self.client.clone();
+        self.wait("content list", LOOK, async move {
+            let mut stream = client.list(request).await?.into_inner();
+            let mut found = Vec::new();
+            while let Some(ListContentResponse { info }) = stream.message().await? {
+                found.extend(info);
+            }
+            Ok(found)
+        })
+    }
+
+    /// A small blob, whole. `limit` bytes are read at most.
+    pub(crate) fn read_small(&self, namespace: &str, digest: &str, limit: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut blob = self.open(namespace, digest)?.take(limit);
+        blob.read_to_end(&mut bytes).map_err(Error::io(format!("read blob {digest}")))?;
+        Ok(bytes)
+    }
+
+    /// A blob, as a stream.
+    pub(crate) fn open(&self, namespace: &str, digest: &str) -> Result<Blob> {
+        let read = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+        let request = self.request(namespace, read)?;
+        let mut client = self.client.clone();
+        let call = async move { Ok(client.read(request).await?.into_inner()) };
+        let stream = self.wait("content read", PATIENCE, call)?;
+        Ok(Blob {
+            stream,
+            piece: ReadContentResponse::default(),
+            used: 0,
+            runtime: self.runtime.clone(),
+        })
+    }
+
+    fn request<T>(&self, namespace: &str, message: T) -> Result<Request<T>> {
+        let mut request = Request::new(message);
+        let value = MetadataValue::try_from(namespace).ok();
+        let value = value.ok_or(Error::Proto("the namespace is not a header value"))?;
+        request.metadata_mut().insert("containerd-namespace", value);
+        Ok(request)
+    }
+
+    fn wait<T>(
+        &self,
+        call: &'static str,
+        patience: Duration,
+        answer: impl Future<Output = std::result::Result<T, Status>>,
+    ) -> Result<T> {
+        let socket = || self.socket.clone();
+        match self.runtime.block_on(async { tokio::time::timeout(patience, answer).await }) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(source)) => {
+                Err(Error::Containerd { socket: socket(), call, source: Box::new(source) })
+            }
+            Err(_elapsed) => {
+                Err(Error::ContainerdSlow { socket: socket(), call, seconds: patience.as_secs() })
+            }
+        }
+    }
+}
+
+/// A blob being read.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    stream: Streaming<ReadContentResponse>,
+    piece: ReadContentResponse,
+    /// Bytes of `piece` that were read.
+    used: usize,
+    runtime: Handle,
+}
+
+impl Read for Blob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.used == self.piece.data.len() {
+            let next = self.stream.message();
+            let next = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, next).await });
+            match next.map_err(io::Error::other)?.map_err(io::Error::other)? {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
+            }
+            self.used = 0;
+        }
+        let rest = self.piece.data.get(self.used..).unwrap_or_default();
+        // a slice reads like a file: as much as fits
+        let length = (&mut &*rest).read(buffer)?;
+        self.used += length;
+        Ok(length)
+    }
+}
