@@ -400,11 +400,27 @@ impl Take<'_> {
 /// CRC-32C (Castagnoli) with seed ~0 and without the final inversion, as the kernel computes it.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ 0x82F6_3B78 } else { crc >> 1 }
-        })
+        let [low, ..] = (crc ^ u32::from(*byte)).to_le_bytes();
+        let row = CRC32C.get(usize::from(low)).copied().unwrap_or_default();
+        row ^ (crc >> 8)
     })
 }
+
+const CRC32C: [u32; 256] = {
+    let mut table = [0; 256];
+    let (mut row, mut rest): (u32, &mut [u32]) = (0, &mut table);
+    while let Some((head, tail)) = rest.split_first_mut() {
+        let (mut crc, mut bits) = (row, 8u32);
+        while let Some(left) = bits.checked_sub(1) {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82F6_3B78 } else { crc >> 1 };
+            bits = left;
+        }
+        *head = crc;
+        row = row.wrapping_add(1);
+        rest = tail;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {
