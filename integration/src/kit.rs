@@ -14,7 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::cache::{Cache, remove_tree, source_root};
+use crate::cache::{Cache, is_there, remove_tree, source_root};
 use crate::components::Components;
 use crate::images::{Images, file_name};
 use crate::run::Run;
@@ -90,6 +90,12 @@ impl Kit {
 
     pub(crate) fn images(&self) -> Images {
         Images::at(&self.root.join("images"))
+    }
+
+    /// The archive of an image with its seal; without one in a kit of other people's parts only.
+    pub(crate) fn sealed(&self, image: &str) -> PathBuf {
+        let sealed = self.root.join("sealed").join(file_name(image));
+        if is_there(&sealed) { sealed } else { self.images().archive(image) }
     }
 
     /// `PATH` with the kit's programs first.

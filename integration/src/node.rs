@@ -188,7 +188,7 @@ impl Node {
             let log = fs::read_to_string(self.logs.join(name)).unwrap_or_default();
             let worth: Vec<&str> = log
                 .lines()
-                .filter(|line| !line.contains("level=info") && !line.contains("level=debug"))
+                .filter(|line| !["level=info", "level=debug", "level=warning"].iter().any(|level| line.contains(level)))
                 .collect();
             text.push_str(&format!("--- {name}\n{}\n", tail(&worth.join("\n"), 15)));
         }

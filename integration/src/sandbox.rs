@@ -211,7 +211,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts a program with its output in `log`.
     pub(crate) fn start(mut command: Command, log: &Path) -> Result<Self> {
-        let file = fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let file = fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
         let child = command
             .stdin(std::process::Stdio::null())
             .stdout(file.try_clone()?)

@@ -25,8 +25,8 @@ pub(crate) enum Site {
 pub(crate) enum Need {
     DeviceMapper,
     Ipe,
-    /// cgroup v2 with the memory controller.
-    UnifiedCgroups,
+    /// A memory controller, on either version of cgroups.
+    Memory,
 }
 
 impl Need {
@@ -35,8 +35,11 @@ impl Need {
         match self {
             Self::DeviceMapper => there("/sys/module/dm_verity") && there("/dev/mapper/control"),
             Self::Ipe => there("/sys/kernel/security/ipe"),
-            Self::UnifiedCgroups => fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
-                .is_ok_and(|text| text.contains("memory")),
+            Self::Memory => {
+                there("/sys/fs/cgroup/memory/cgroup.procs")
+                    || fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+                        .is_ok_and(|text| text.contains("memory"))
+            }
         }
     }
 
@@ -44,7 +47,7 @@ impl Need {
         match self {
             Self::DeviceMapper => "device-mapper with verity",
             Self::Ipe => "a kernel with IPE",
-            Self::UnifiedCgroups => "cgroup v2 with controllers",
+            Self::Memory => "the memory controller",
         }
     }
 }
@@ -87,6 +90,16 @@ impl Bench {
         self.setting = setting;
         trust::install(&self.kit, self.site, setting)?;
         self.node()
+    }
+
+    /// The sealed archive of an image.
+    pub(crate) fn sealed(&self, image: &str) -> PathBuf {
+        self.kit.sealed(image)
+    }
+
+    /// Whether processors are emulated, and programs start in seconds.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.site == Site::Guest
     }
 
     /// Stops the node; the next use starts another over the same state.

@@ -186,15 +186,23 @@ impl Hand {
     }
 
     pub(crate) fn symlink(&mut self, name: &str, target: &str) -> Result<&mut Self> {
-        self.link(EntryType::Symlink, name, target)
+        self.link(Self::header(EntryType::Symlink, 0o777), name, target)
     }
 
-    pub(crate) fn hard_link(&mut self, name: &str, target: &str) -> Result<&mut Self> {
-        self.link(EntryType::Link, name, target)
+    /// A hard link; like every tool that writes one, it repeats its target's mode and owner.
+    pub(crate) fn hard_link(
+        &mut self,
+        name: &str,
+        target: &str,
+        owner: (u64, u64),
+    ) -> Result<&mut Self> {
+        let mut header = Self::header(EntryType::Link, 0o644);
+        header.set_uid(owner.0);
+        header.set_gid(owner.1);
+        self.link(header, name, target)
     }
 
-    fn link(&mut self, kind: EntryType, name: &str, target: &str) -> Result<&mut Self> {
-        let mut header = Self::header(kind, 0o777);
+    fn link(&mut self, mut header: Header, name: &str, target: &str) -> Result<&mut Self> {
         header.set_size(0);
         self.out.append_link(&mut header, name, target)?;
         Ok(self)
@@ -229,7 +237,7 @@ mod tests {
                 hand.directory("./g", 0o755).unwrap().file("./g/in", 0o644, b"").unwrap();
             }
             if let Some(extra) = extra {
-                hand.hard_link(extra, "./d/same").unwrap();
+                hand.hard_link(extra, "./d/same", (0, 0)).unwrap();
             }
             std::fs::write(dir.join(name), hand.finish().unwrap()).unwrap();
             dir.join(name)

@@ -23,7 +23,7 @@ pub(crate) const ONE: &str = "example.test/one:1";
 pub(crate) const TWO: &str = "example.test/two:1";
 
 /// Changed when the recipes below change, so that the cache builds anew.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 const APPLETS: &[&str] = &[
     "sh", "cat", "chmod", "cp", "date", "dd", "echo", "env", "false", "grep", "hostname", "id",
@@ -123,7 +123,7 @@ fn site() -> Result<Vec<Layer>> {
     opaque.file("srv/old/new.html", 0o644, b"new\n")?;
     let mut odd = Hand::new();
     odd.file_with("srv/owned", b"owned\n", (33, 33), ("user.origin", b"test"))?;
-    odd.hard_link("srv/linked", "srv/owned")?.symlink("srv/pointer", "index.html")?;
+    odd.hard_link("srv/linked", "srv/owned", (33, 33))?.symlink("srv/pointer", "index.html")?;
     odd.file("srv/sticky", 0o4711, b"#!/bin/sh\n")?;
     let mut start = Hand::new();
     start.file("start", 0o755, b"#!/bin/sh\nexec nginx\n")?;
