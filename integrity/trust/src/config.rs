@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::ipe::Pins;
 use crate::levels::{Enforcement, ExecControl, Strength};
 use crate::strict_file::{self, Readers, StrictFileError};
 
@@ -167,6 +168,15 @@ pub struct LoadedConfig {
     pub sha256: Option<[u8; 32]>,
 }
 
+impl LoadedConfig {
+    /// Whether the active policy pins another configuration than this one.
+    ///
+    /// Then nothing in it counts, its `mode` least of all.
+    pub fn contradicts(&self, pins: &Pins) -> bool {
+        pins.config.is_some() && pins.config != self.sha256
+    }
+}
+
 impl NodeConfig {
     /// Reads a configuration's text.
     ///
@@ -301,6 +311,16 @@ mod tests {
         assert_eq!(loaded.config.gate.mode, Enforcement::Audit);
         let digest: [u8; 32] = Sha256::digest("[gate]\nmode = \"audit\"\n").into();
         assert_eq!(loaded.sha256, Some(digest));
+        let pins = |config| Pins { config, ..Pins::default() };
+        for (loaded, pinned, contradicts) in [
+            (&loaded, None, false),
+            (&loaded, Some(digest), false),
+            (&loaded, Some([0; 32]), true),
+            (&none, None, false),
+            (&none, Some(digest), true),
+        ] {
+            assert_eq!(loaded.contradicts(&pins(pinned)), contradicts);
+        }
         std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
         assert!(matches!(NodeConfig::load(&path), Err(ConfigError::File(_))));
     }

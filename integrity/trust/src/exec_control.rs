@@ -64,6 +64,11 @@ impl Kernel {
         self.active.as_ref()
     }
 
+    /// What the active policy pins; nothing without one.
+    pub fn pins(&self) -> Pins {
+        self.active.as_ref().map(|active| active.pins).unwrap_or_default()
+    }
+
     /// Gives the active policy away.
     pub fn into_active(self) -> Option<ActivePolicy> {
         self.active

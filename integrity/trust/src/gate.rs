@@ -16,7 +16,7 @@ use crate::config::GateConfig;
 use crate::evidence::{Evidence, Volume};
 use crate::ipe::{Action, Digest, DmVerity, Operation, Properties, Signature};
 use crate::levels::{ExecControl, Strength};
-use crate::set::{PolicySource, TrustSet};
+use crate::set::{PolicySource, TrustSet, Unpinned};
 
 pub use refusal::{LayerName, Refusal};
 
@@ -151,13 +151,13 @@ fn node_is_as_required(trust: &TrustSet, node: NodeRequirements) -> Result<(), R
             why: trust.weakness.clone().unwrap_or_default(),
         });
     }
-    match trust.unpinned.first() {
-        Some(unpinned) if node.exec_control == ExecControl::Ipe => Err(Refusal::Unpinned {
-            file: unpinned.file,
-            found: unpinned.found.clone(),
-            expected: unpinned.expected.clone(),
-        }),
-        _ => Ok(()),
+    // what is pinned binds whatever the configuration says: it may be the file that was changed
+    let binds = |file: &&Unpinned| file.pinned || node.exec_control == ExecControl::Ipe;
+    match trust.unpinned.iter().find(binds).cloned() {
+        Some(Unpinned { file, found, expected, .. }) => {
+            Err(Refusal::Unpinned { file, found, expected })
+        }
+        None => Ok(()),
     }
 }
 

@@ -4,6 +4,8 @@
 //! policy file signed by one of the node's keys, in the same language. Under
 //! `exec_control = "ipe"` the active policy must pin the node's configuration, keys and revocation
 //! list by digest: plain files that root may change would otherwise undo what the kernel keeps.
+//! What a policy does pin must be so whatever the configuration says, because the configuration is
+//! one of the pinned files: a changed one must not say that pins do not matter.
 
 use hallmark_seal::{Keyring, Revocations, Timestamp, open_policy};
 use sha2::{Digest as _, Sha256};
@@ -53,8 +55,10 @@ pub struct Unpinned {
     pub file: &'static str,
     /// The SHA-256 of the file, or that there is none.
     pub found: String,
-    /// The SHA-256 that the policy pins, or that it pins none.
+    /// The SHA-256 that the policy pins, or that a pin is missing.
     pub expected: String,
+    /// Whether the policy pins the file at all; if so it binds whatever the configuration says.
+    pub pinned: bool,
 }
 
 /// Why there is no trust set.
@@ -88,13 +92,17 @@ impl TrustSet {
     /// A file that is missing, not root's alone or malformed; a policy file may be missing, which
     /// the gate then refuses.
     pub fn load(loaded: &LoadedConfig, now: Timestamp) -> Result<Self, TrustError> {
-        Self::with_kernel(loaded, now, exec_control::read())
+        Self::under(exec_control::read(), loaded, now)
     }
 
-    fn with_kernel(
+    /// The same under a kernel that was asked before.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn under(
+        kernel: Kernel,
         loaded: &LoadedConfig,
         now: Timestamp,
-        kernel: Kernel,
     ) -> Result<Self, TrustError> {
         let trust = &loaded.config.trust;
         let of = |path: &std::path::Path| {
@@ -116,7 +124,7 @@ impl TrustSet {
             ("keys", Some(Sha256::digest(&keys).into())),
             ("revocations", list.as_deref().map(|bytes| Sha256::digest(bytes).into())),
         ];
-        let pins = kernel.active().map(|active| active.pins).unwrap_or_default();
+        let pins = kernel.pins();
         let policy = match kernel.into_active() {
             Some(active) => {
                 Some(TrustedPolicy { policy: active.policy, source: PolicySource::Kernel })
@@ -182,13 +190,14 @@ fn unpinned(files: &[(&'static str, Option<[u8; 32]>); 3], pins: &Pins) -> Vec<U
     let shown = |digest: Option<[u8; 32]>, none: &str| {
         digest.map_or_else(|| none.to_owned(), |digest| format!("sha256:{}", hex::encode(digest)))
     };
-    let pinned = [pins.config, pins.keys, pins.revocations];
-    let differing = files.iter().zip(pinned).filter(|((_, found), pinned)| found != pinned);
-    differing
+    let files = files.iter().zip([pins.config, pins.keys, pins.revocations]);
+    files
+        .filter(|((_, found), pinned)| found != pinned)
         .map(|((file, found), pinned)| Unpinned {
             file,
-            found: shown(*found, "no such file"),
-            expected: shown(pinned, "no pin"),
+            found: shown(*found, "missing"),
+            expected: shown(pinned, "a pin"),
+            pinned: pinned.is_some(),
         })
         .collect()
 }
@@ -219,7 +228,7 @@ mod tests {
         };
         let config = dir.join("config.toml");
         let loaded = NodeConfig::load(&config).unwrap();
-        TrustSet::with_kernel(&loaded, Timestamp::from(std::time::SystemTime::now()), kernel)
+        TrustSet::under(kernel, &loaded, Timestamp::from(std::time::SystemTime::now()))
     }
 
     fn node(dir: &Path) {
@@ -262,7 +271,7 @@ mod tests {
         );
         let trust = load(dir, Some("")).unwrap();
         assert_eq!(trust.unpinned().len(), 3);
-        assert!(trust.unpinned().iter().all(|file| file.expected == "no pin"));
+        assert!(trust.unpinned().iter().all(|file| !file.pinned));
         fs::write(dir.join("revoked.toml"), "version = 1\n").unwrap();
         assert_eq!(load(dir, Some(&pins)).unwrap().unpinned(), []);
     }

@@ -34,7 +34,7 @@ use hallmark_trust::config::{LoadedConfig, NodeConfig};
 use hallmark_trust::gate::NodeRequirements;
 use hallmark_trust::procfs::Procfs;
 use hallmark_trust::set::TrustSet;
-use hallmark_trust::{ExecControl, Strength, exec_control};
+use hallmark_trust::{Enforcement, ExecControl, Strength, exec_control};
 use hallmark_verity::{ImageDigest, RootHash};
 use serde::Serialize;
 
@@ -165,16 +165,19 @@ pub enum Outcome {
 pub fn launch(request: &Request<'_>) -> Result<Launch> {
     let loaded = NodeConfig::load(request.config).map_err(|e| Error::system(chain(&e)))?;
     let now = Timestamp::from(std::time::SystemTime::now());
-    let trust = TrustSet::load(&loaded, now);
-    let exec_control = match &trust {
-        Ok(trust) => trust.exec_control(),
-        Err(_refused_below) => exec_control::read().exec_control(),
+    let kernel = exec_control::read();
+    let case = Case {
+        container: request.container.to_owned(),
+        image: None,
+        evidence: None,
+        exec_control: kernel.exec_control(),
     };
-    let case =
-        Case { container: request.container.to_owned(), image: None, evidence: None, exec_control };
     let gate = &loaded.config.gate;
-    let findings = Findings::new(gate.mode, &gate.audit_log, case);
+    // a configuration other than the pinned one cannot ask for audit
+    let mode = if loaded.contradicts(&kernel.pins()) { Enforcement::Enforce } else { gate.mode };
+    let findings = Findings::new(mode, &gate.audit_log, case);
     let devices = loaded.config.snapshotter.state.join("devices");
+    let trust = TrustSet::under(kernel, &loaded, now);
     let trust = trust.as_ref().map_err(hallmark_trust::gate::Refusal::no_trust_set);
     let node = NodeRequirements::from(gate);
     let judge = Judge { trust, node, claims: &gate.claims, devices: &devices, now };
@@ -232,8 +235,8 @@ fn judged(
     let mounts = image.weigh_mounts(&mut findings, judge, request)?;
     let outcome = if findings.is_clean() { Outcome::Permitted } else { Outcome::Audit };
     let verdict = verdict(outcome, &findings.case, layers);
+    let hardening = Hardening::of(findings.mode());
     let warnings = findings.into_warnings();
-    let hardening = Hardening::of(gate.mode);
     Ok(Launch { rootfs: Some(mount), verdict, warnings, mounts, hardening })
 }
 
@@ -249,9 +252,9 @@ fn not_judged(
     Ok(Launch {
         rootfs: None,
         verdict: verdict(Outcome::NotJudged, &findings.case, Vec::new()),
+        hardening: Hardening::of(findings.mode()),
         warnings: findings.into_warnings(),
         mounts: vec![MountDecision::Keep; request.mounts.len()],
-        hardening: Hardening::of(gate.mode),
     })
 }
 

@@ -246,7 +246,7 @@ pub enum Refusal {
         found: String,
     },
     /// A trust file that the active policy does not pin as it is.
-    #[error("trust file {file} is {found}, expected {expected} as the active IPE policy pins")]
+    #[error("trust file {file} is {found}, expected {expected} in the active IPE policy")]
     Unpinned {
         /// `config`, `keys` or `revocations`.
         file: &'static str,

@@ -207,6 +207,11 @@ impl World {
     }
 }
 
+fn changed(file: &'static str) -> Unpinned {
+    let (found, expected) = ("sha256:01".to_owned(), "a pin".to_owned());
+    Unpinned { file, found, expected, pinned: false }
+}
+
 /// The table, and the name of every variant: the `match` has no wildcard, and no arm without a row.
 macro_rules! rows {
     ($($variant:ident: $row:expr,)*) => {
@@ -268,8 +273,7 @@ rows! {
     }),
     SuperblockOption: |w| w.tampered(|w| w.evidence[0].options.push("fsoffset=8192".to_owned())),
     Unpinned: |w| w.tampered(|w| {
-        let unpinned = Unpinned { file: "keys", found: "a".to_owned(), expected: "b".to_owned() };
-        w.trust.unpinned.push(unpinned);
+        w.trust.unpinned.push(changed("keys"));
     }),
     Unverified: |w| w.tampered(|w| {
         w.evidence[0].volume = Volume::Unverified("device 254:1 is a linear".to_owned());
@@ -408,6 +412,9 @@ fn a_node_without_kernel_help_judges_what_it_hashed() {
         ("dm-verity asked for", "EvidenceTooWeak", |w| {
             w.node.minimum_evidence = Strength::DmVerity;
         }),
+        ("pinned, whatever the configuration asks for", "Unpinned", |w| {
+            w.trust.unpinned.push(Unpinned { pinned: true, ..changed("config") });
+        }),
         ("ipe asked for", "ExecControl", |w| w.node.exec_control = ExecControl::Ipe),
         // a kernel with IPE knows nothing of what we hashed, and would refuse every exec
         ("kernel policy", "PolicyDenies", |w| {
@@ -442,10 +449,9 @@ fn what_is_harmless_is_permitted() {
                 format!("op=EXECUTE dmverity_roothash=sha256:{} action=ALLOW\n", "01".repeat(32));
             w.trust.policy = Some(policy(&format!("{POLICY}{rule}"), PolicySource::Kernel));
         }),
-        ("pins do not count where launch-only is enough", |w| {
+        ("nothing need be pinned where launch-only is enough", |w| {
             w.node.exec_control = ExecControl::LaunchOnly;
-            let (found, expected) = ("a".to_owned(), "b".to_owned());
-            w.trust.unpinned.push(Unpinned { file: "keys", found, expected });
+            w.trust.unpinned.push(changed("keys"));
         }),
     ];
     for (why, change) in forms {
