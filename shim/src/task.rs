@@ -1,0 +1,342 @@
+//! The task service, version 3, as containerd calls it.
+//!
+//! Requests that change something run in a task of their own: when containerd goes away or loses patience, ttrpc drops
+//! the request's future, and a container must not be left half made for it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::ttrpc;
+use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
+use tokio::sync::Notify;
+
+use crate::container::{Container, Shared};
+use crate::error::{Error, Result};
+use crate::events::{pack, timestamp};
+use crate::process::{Phase, Process};
+use crate::runtime::Scope;
+use crate::stats;
+use crate::sync::lock;
+
+/// The containers of one shim.
+#[derive(Debug, Clone)]
+pub(crate) struct Service(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    containers: Mutex<HashMap<String, Slot>>,
+    shutdown: Notify,
+}
+
+/// A container's id is taken from the moment its making begins.
+#[derive(Debug)]
+enum Slot {
+    Creating,
+    Ready(Arc<Container>),
+}
+
+impl Service {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let containers = Mutex::default();
+        Self(Arc::new(Inner { shared, containers, shutdown: Notify::new() }))
+    }
+
+    /// Waits until containerd has asked for the end and no container is left.
+    pub(crate) async fn ended(&self) {
+        self.0.shutdown.notified().await;
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>> {
+        match lock(&self.0.containers).get(id) {
+            Some(Slot::Ready(container)) => Ok(container.clone()),
+            _ => Err(Error::NoContainer { container: id.to_owned() }),
+        }
+    }
+
+    async fn make(&self, request: api::CreateTaskRequest) -> Result<api::CreateTaskResponse> {
+        {
+            let mut containers = lock(&self.0.containers);
+            if containers.contains_key(&request.id) {
+                return Err(Error::Exists { what: "container", name: request.id });
+            }
+            containers.insert(request.id.clone(), Slot::Creating);
+        }
+        let made = Container::create(&self.0.shared, &request).await;
+        let mut containers = lock(&self.0.containers);
+        match made {
+            Ok(container) => {
+                let pid = container.init.pid();
+                containers.insert(request.id, Slot::Ready(container));
+                Ok(api::CreateTaskResponse { pid, ..api::CreateTaskResponse::default() })
+            }
+            Err(error) => {
+                containers.remove(&request.id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn remove(&self, request: api::DeleteRequest) -> Result<api::DeleteResponse> {
+        let container = self.container(&request.id)?;
+        let (process, exit) = match request.exec_id.as_str() {
+            "" => {
+                let exit = container.delete().await?;
+                lock(&self.0.containers).remove(&request.id);
+                (container.init.clone(), Some(exit))
+            }
+            exec_id => {
+                let process = container.delete_exec(exec_id).await?;
+                let exit = process.exit();
+                (process, exit)
+            }
+        };
+        Ok(api::DeleteResponse {
+            pid: process.pid(),
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+            ..api::DeleteResponse::default()
+        })
+    }
+}
+
+/// Runs to its end whatever becomes of the request.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, error))),
+    }
+}
+
+fn empty() -> api::Empty {
+    api::Empty::default()
+}
+
+fn status(container: &Container, process: &Process) -> api::Status {
+    match process.phase() {
+        Phase::Created => api::Status::CREATED,
+        Phase::Running if container.is_paused() => api::Status::PAUSED,
+        Phase::Running => api::Status::RUNNING,
+        Phase::Stopped | Phase::Deleted => api::Status::STOPPED,
+    }
+}
+
+#[async_trait]
+impl Task for Service {
+    async fn create(
+        &self,
+        _context: &TtrpcContext,
+        request: api::CreateTaskRequest,
+    ) -> ttrpc::Result<api::CreateTaskResponse> {
+        let service = self.clone();
+        detached(async move { service.make(request).await }).await
+    }
+
+    async fn start(
+        &self,
+        _context: &TtrpcContext,
+        request: api::StartRequest,
+    ) -> ttrpc::Result<api::StartResponse> {
+        let container = self.container(&request.id)?;
+        let pid = detached(async move {
+            match request.exec_id.as_str() {
+                "" => container.start().await,
+                exec_id => container.start_exec(exec_id).await,
+            }
+        });
+        Ok(api::StartResponse { pid: pid.await?, ..api::StartResponse::default() })
+    }
+
+    async fn exec(
+        &self,
+        _context: &TtrpcContext,
+        request: api::ExecProcessRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.container(&request.id)?.add(&request)?;
+        Ok(empty())
+    }
+
+    async fn kill(
+        &self,
+        _context: &TtrpcContext,
+        request: api::KillRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let container = self.container(&request.id)?;
+        detached(async move {
+            match request.exec_id.as_str() {
+                "" => {
+                    let scope = if request.all { Scope::All } else { Scope::Init };
+                    container.kill(request.signal, scope).await
+                }
+                exec_id => container.process(exec_id)?.signal(request.signal),
+            }
+        })
+        .await?;
+        Ok(empty())
+    }
+
+    async fn delete(
+        &self,
+        _context: &TtrpcContext,
+        request: api::DeleteRequest,
+    ) -> ttrpc::Result<api::DeleteResponse> {
+        let service = self.clone();
+        detached(async move { service.remove(request).await }).await
+    }
+
+    async fn wait(
+        &self,
+        _context: &TtrpcContext,
+        request: api::WaitRequest,
+    ) -> ttrpc::Result<api::WaitResponse> {
+        let process = self.container(&request.id)?.process(&request.exec_id)?;
+        let exit = process.wait().await;
+        Ok(api::WaitResponse {
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+            ..api::WaitResponse::default()
+        })
+    }
+
+    async fn state(
+        &self,
+        _context: &TtrpcContext,
+        request: api::StateRequest,
+    ) -> ttrpc::Result<api::StateResponse> {
+        let container = self.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        let exit = process.exit();
+        let id = if request.exec_id.is_empty() { &request.id } else { &request.exec_id };
+        Ok(api::StateResponse {
+            id: id.clone(),
+            bundle: container.bundle().display().to_string(),
+            pid: process.pid(),
+            status: EnumOrUnknown::new(status(&container, &process)),
+            stdin: process.addresses.stdin.clone(),
+            stdout: process.addresses.stdout.clone(),
+            stderr: process.addresses.stderr.clone(),
+            terminal: process.addresses.terminal,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+            exec_id: request.exec_id,
+            ..api::StateResponse::default()
+        })
+    }
+
+    async fn pids(
+        &self,
+        _context: &TtrpcContext,
+        request: api::PidsRequest,
+    ) -> ttrpc::Result<api::PidsResponse> {
+        let mut processes = Vec::new();
+        for (pid, exec_id) in self.container(&request.id)?.pids()? {
+            let details = |exec_id| ProcessDetails { exec_id, ..ProcessDetails::default() };
+            let info = exec_id.map(|exec_id| pack(&details(exec_id))).transpose()?;
+            let info = info.into();
+            processes.push(api::ProcessInfo { pid, info, ..api::ProcessInfo::default() });
+        }
+        Ok(api::PidsResponse { processes, ..api::PidsResponse::default() })
+    }
+
+    async fn pause(
+        &self,
+        _context: &TtrpcContext,
+        request: api::PauseRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let container = self.container(&request.id)?;
+        detached(async move { container.pause().await }).await?;
+        Ok(empty())
+    }
+
+    async fn resume(
+        &self,
+        _context: &TtrpcContext,
+        request: api::ResumeRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let container = self.container(&request.id)?;
+        detached(async move { container.resume().await }).await?;
+        Ok(empty())
+    }
+
+    async fn resize_pty(
+        &self,
+        _context: &TtrpcContext,
+        request: api::ResizePtyRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let process = self.container(&request.id)?.process(&request.exec_id)?;
+        process.resize(request.width, request.height)?;
+        Ok(empty())
+    }
+
+    async fn close_io(
+        &self,
+        _context: &TtrpcContext,
+        request: api::CloseIORequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let process = self.container(&request.id)?.process(&request.exec_id)?;
+        process.close_stdin();
+        Ok(empty())
+    }
+
+    async fn update(
+        &self,
+        _context: &TtrpcContext,
+        request: api::UpdateTaskRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let container = self.container(&request.id)?;
+        let resources = request.resources.into_option().unwrap_or_default().value;
+        detached(async move { container.update(resources).await }).await?;
+        Ok(empty())
+    }
+
+    async fn stats(
+        &self,
+        _context: &TtrpcContext,
+        request: api::StatsRequest,
+    ) -> ttrpc::Result<api::StatsResponse> {
+        let container = self.container(&request.id)?;
+        let stats = MessageField::some(stats::collect(container.cgroup()?)?);
+        Ok(api::StatsResponse { stats, ..api::StatsResponse::default() })
+    }
+
+    async fn checkpoint(
+        &self,
+        _context: &TtrpcContext,
+        _request: api::CheckpointTaskRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        Err(Error::Unsupported { what: "checkpoint" }.into())
+    }
+
+    async fn connect(
+        &self,
+        _context: &TtrpcContext,
+        request: api::ConnectRequest,
+    ) -> ttrpc::Result<api::ConnectResponse> {
+        let container = self.container(&request.id).ok();
+        Ok(api::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: container.map_or(0, |container| container.init.pid()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..api::ConnectResponse::default()
+        })
+    }
+
+    async fn shutdown(
+        &self,
+        _context: &TtrpcContext,
+        _request: api::ShutdownRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        if lock(&self.0.containers).is_empty() {
+            self.0.shutdown.notify_one();
+        }
+        Ok(empty())
+    }
+}
