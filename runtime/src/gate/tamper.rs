@@ -408,6 +408,18 @@ fn the_upper_stays_with_its_stack() {
         // the same container again, with what it wrote
         let second = world.launch().unwrap();
         assert_eq!(fs::read(world.attach(&second).join("written")).unwrap(), b"by the container");
+        // looked into by somebody before the first start, with an overlay of their own
+        let other = world.fresh();
+        let (upper, lowers) = (other.upper(), &other.lowers);
+        let work = upper.parent().unwrap().join("work");
+        sh(&format!(
+            "mount -t overlay overlay -o lowerdir={}:{},upperdir={},workdir={} /mnt && umount /mnt",
+            lowers[0].display(),
+            lowers[1].display(),
+            upper.display(),
+            work.display()
+        ));
+        other.launch().unwrap();
         let other = world.fresh();
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(other.upper(), "trusted.overlay.opaque", b"y", flags).unwrap();

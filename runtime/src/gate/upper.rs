@@ -15,8 +15,12 @@ use super::refusal::Refusal;
 use crate::error::{Context, Result};
 
 const STACK: &str = "trusted.hallmark.stack";
-/// Attributes by which overlayfs would find other files than the upper's own.
+/// Attributes of overlayfs, by which it could find other files than the upper's own …
 const OVERLAY: &[u8] = b"trusted.overlay.";
+/// … and those that any mount leaves behind (containerd looks into an image before a container starts) and that
+/// lead nowhere: Linux Documentation/filesystems/overlayfs.rst.
+const HARMLESS: [&[u8]; 3] =
+    [b"trusted.overlay.impure", b"trusted.overlay.origin", b"trusted.overlay.uuid"];
 
 /// An upper and a work directory that are open.
 #[derive(Debug)]
@@ -79,7 +83,8 @@ fn first_entry(upper: &OwnedFd) -> std::result::Result<Option<String>, Errno> {
     }
     let mut names = Vec::with_capacity(64 << 10);
     rustix::fs::flistxattr(upper, rustix::buffer::spare_capacity(&mut names))?;
-    let found = names.split(|byte| *byte == 0).find(|name| name.starts_with(OVERLAY));
+    let mut names = names.split(|byte| *byte == 0);
+    let found = names.find(|name| name.starts_with(OVERLAY) && !HARMLESS.contains(name));
     Ok(found.map(|name| String::from_utf8_lossy(name).into_owned()))
 }
 
