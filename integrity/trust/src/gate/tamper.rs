@@ -483,3 +483,27 @@ fn the_second_seal_of_a_stack_counts_as_well() {
     claims.verified.truncate(1);
     assert!(matches!(world.judge_with(&claims), Err(Refusal::Entrypoint { .. })));
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+
+    /// Of all stacks that can be made of an image's layers and a foreign one, exactly the sealed
+    /// one is launched.
+    #[test]
+    fn no_other_stack_is_launched(
+        layers in proptest::collection::vec(1_u8..4, 1..5),
+        stack in proptest::collection::vec(1_u8..5, 0..5),
+    ) {
+        let mut world = World::untouched();
+        world.seal.layers = layers.iter().copied().map(sealed).collect();
+        let evidence = |stack: &[u8]| -> Vec<Evidence> {
+            stack.iter().zip(1..).map(|(byte, minor)| activated(minor, &sealed(*byte))).collect()
+        };
+        let canonical: Vec<u8> =
+            world.seal.stack().iter().map(|root_hash| root_hash.as_bytes()[0]).collect();
+        world.evidence = evidence(&canonical);
+        world.judge().unwrap();
+        world.evidence = evidence(&stack);
+        proptest::prop_assert_eq!(world.judge().is_ok(), stack == canonical);
+    }
+}
