@@ -33,7 +33,7 @@ use rustix::mount::{
 
 use crate::error::{Error, Result};
 use crate::layout::{self, Layout};
-use crate::store::{Layer, Store};
+use crate::store::Layer;
 
 /// Signatures tried for one layer: claims are anybody's, and each costs the kernel a verification.
 const SIGNATURES_TRIED: usize = 8;
@@ -49,6 +49,8 @@ pub(crate) struct Activations {
     policy: LayerSignature,
     /// By the record's file name, which is root hash and signedness.
     active: BTreeMap<String, ActivationRecord>,
+    /// The number of the next mount point: begun somewhere, so that a name does not soon mean another layer.
+    next_name: u64,
 }
 
 impl Activations {
@@ -58,26 +60,22 @@ impl Activations {
         kind: DeviceKind,
         policy: LayerSignature,
         records: Vec<ActivationRecord>,
-    ) -> Self {
+    ) -> Result<Self> {
         let active = records.into_iter().map(|record| (file_name(&record), record)).collect();
-        Self { layout, kind, policy, active }
+        let next_name = u64::from_ne_bytes(random()?);
+        Ok(Self { layout, kind, policy, active, next_name })
     }
 
     /// The mount point of a layer, activated if it is not yet. `signatures` are claims of detached PKCS#7 over the
     /// root hash; the kernel decides about them.
-    pub(crate) fn activate(
-        &mut self,
-        store: &Store,
-        layer: &Layer,
-        signatures: &[Vec<u8>],
-    ) -> Result<PathBuf> {
+    pub(crate) fn activate(&mut self, layer: &Layer, signatures: &[Vec<u8>]) -> Result<PathBuf> {
         let verdict = match (self.kind, self.policy) {
             (_, LayerSignature::Never) => None,
             (DeviceKind::Loop, LayerSignature::WhenPresent) => None,
             (DeviceKind::Loop, LayerSignature::Required) => {
                 return Err(Error::LayerSignature { root_hash: layer.root_hash, source: None });
             }
-            (DeviceKind::DmVerity, _) => match self.activate_signed(store, layer, signatures)? {
+            (DeviceKind::DmVerity, _) => match self.activate_signed(layer, signatures)? {
                 Attempt::Active(lower) => return Ok(lower),
                 Attempt::Refused(error) => error,
             },
@@ -87,7 +85,7 @@ impl Activations {
         }
         match self.active(&layer.root_hash, Signed::No) {
             Some(lower) => Ok(lower),
-            None => self.make(store, layer, None),
+            None => self.make(layer, None),
         }
     }
 
@@ -96,18 +94,13 @@ impl Activations {
         record.map(|record| record.lower.clone())
     }
 
-    fn activate_signed(
-        &mut self,
-        store: &Store,
-        layer: &Layer,
-        signatures: &[Vec<u8>],
-    ) -> Result<Attempt> {
+    fn activate_signed(&mut self, layer: &Layer, signatures: &[Vec<u8>]) -> Result<Attempt> {
         if let Some(lower) = self.active(&layer.root_hash, Signed::Yes) {
             return Ok(Attempt::Active(lower));
         }
         let mut refused = None;
         for signature in signatures.iter().take(SIGNATURES_TRIED) {
-            match self.make(store, layer, Some(signature)) {
+            match self.make(layer, Some(signature)) {
                 Err(Error::Sys(error)) if is_about_signature(&error) => {
                     let root_hash = layer.root_hash;
                     tracing::warn!(
@@ -122,7 +115,7 @@ impl Activations {
     }
 
     /// Loop, verity, mount, record; all of it or, on error, nothing.
-    fn make(&mut self, store: &Store, layer: &Layer, signature: Option<&[u8]>) -> Result<PathBuf> {
+    fn make(&mut self, layer: &Layer, signature: Option<&[u8]>) -> Result<PathBuf> {
         let image = self.layout.layer(&layer.diff_id);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let image = rustix::fs::open(&image, flags, Mode::empty())
@@ -133,7 +126,7 @@ impl Activations {
             DeviceKind::DmVerity => verity(layer, &backing, signature, &mut undo)?,
             DeviceKind::Loop => Device::of_loop(&backing),
         };
-        let lower = self.mount_point(store, &mut undo)?;
+        let lower = self.mount_point(&mut undo)?;
         mount(self.kind, &device, &lower)?;
         undo.mounted = true;
         let signed = if signature.is_some() { Signed::Yes } else { Signed::No };
@@ -141,7 +134,7 @@ impl Activations {
         let name = file_name(&record);
         let bytes = serde_json::to_vec(&record)
             .map_err(|source| Error::Record { what: name.clone(), source })?;
-        layout::write_file(&self.layout.devices(), &name, store.next()?, &bytes)?;
+        layout::write_file(&self.layout.devices(), &name, &bytes)?;
         undo.commit();
         tracing::info!(
             "layer {} is active at {}: {}",
@@ -153,11 +146,12 @@ impl Activations {
         Ok(lower)
     }
 
-    fn mount_point(&self, store: &Store, undo: &mut Undo) -> Result<PathBuf> {
+    fn mount_point(&mut self, undo: &mut Undo) -> Result<PathBuf> {
         loop {
-            let lower = self.layout.lowers().join(short_name(store.next()?));
+            let lower = self.layout.lowers().join(short_name(self.next_name));
+            self.next_name = self.next_name.wrapping_add(1);
             match DirBuilder::new().mode(0o700).create(&lower) {
-                // a number that was given 36^6 names ago and is still in use
+                // in use since 36^6 names ago, or since before we started
                 Err(error) if error.kind() == IoErrorKind::AlreadyExists => {}
                 made => {
                     made.map_err(Error::io(format!("mkdir {}", lower.display())))?;
@@ -263,8 +257,8 @@ fn verity(
     let letter = if signature.is_some() { Signed::Yes } else { Signed::No }.letter();
     let root_hash = layer.root_hash.to_hex();
     let start = root_hash.get(..16).unwrap_or_default();
-    let name = format!("hallmark-{start}-{letter}-{}", random_hex(4)?);
-    let uuid = format!("HALLMARK-{root_hash}-{letter}-{}", random_hex(8)?);
+    let name = format!("hallmark-{start}-{letter}-{}", random_hex::<4>()?);
+    let uuid = format!("HALLMARK-{root_hash}-{letter}-{}", random_hex::<8>()?);
     let loop_device = (backing.major, backing.minor);
     let table = VerityTable {
         data: loop_device,
@@ -280,12 +274,16 @@ fn verity(
     Ok(Device { name, uuid, major: made.major, minor: made.minor })
 }
 
-fn random_hex(bytes: usize) -> Result<String> {
+fn random<const N: usize>() -> Result<[u8; N]> {
     const SOURCE: &str = "/dev/urandom";
-    let mut random = vec![0; bytes];
+    let mut random = [0; N];
     let read = File::open(SOURCE).and_then(|mut source| source.read_exact(&mut random));
     read.map_err(Error::io(format!("read {SOURCE}")))?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(random)
+}
+
+fn random_hex<const N: usize>() -> Result<String> {
+    Ok(random::<N>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn mount(kind: DeviceKind, device: &Device, lower: &Path) -> Result<()> {
@@ -414,7 +412,7 @@ mod tests {
 
     #[test]
     fn random_parts_differ() {
-        let (one, two) = (random_hex(8).unwrap(), random_hex(8).unwrap());
+        let (one, two) = (random_hex::<8>().unwrap(), random_hex::<8>().unwrap());
         assert_eq!(one.len(), 16);
         assert_ne!(one, two);
     }

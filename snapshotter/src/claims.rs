@@ -17,7 +17,6 @@ use hallmark_verity::RootHash;
 use crate::content::Content;
 use crate::error::{Error, Result, chain};
 use crate::layout::{self, UNFINISHED};
-use crate::store::Store;
 
 /// Claims files kept; with their greatest length, 16 GiB that nobody will ever fill by accident.
 const MAX_FILES: usize = 4096;
@@ -46,7 +45,7 @@ impl Claims {
     }
 
     /// Copies the claims of referrers in a namespace of containerd's content store that were not seen before.
-    pub(crate) fn collect(&self, content: &Content, namespace: &str, store: &Store) -> Result<()> {
+    pub(crate) fn collect(&self, content: &Content, namespace: &str) -> Result<()> {
         let mut seen = self.seen();
         if seen.len() > MAX_SEEN {
             seen.clear();
@@ -56,7 +55,7 @@ impl Claims {
             if info.size > MAX_CANDIDATE || seen.contains(&blob) {
                 continue;
             }
-            match self.copy(content, &blob, store) {
+            match self.copy(content, &blob) {
                 // not whole yet: its payload is still being fetched
                 Err(error) if error.kind() == crate::error::ErrorKind::Unavailable => {
                     tracing::debug!("referrer {}: {}", blob.1, chain(&error));
@@ -70,7 +69,7 @@ impl Claims {
         Ok(())
     }
 
-    fn copy(&self, content: &Content, blob: &(String, String), store: &Store) -> Result<()> {
+    fn copy(&self, content: &Content, blob: &(String, String)) -> Result<()> {
         let (namespace, digest) = blob;
         let limit = u64::try_from(MAX_MANIFEST_BYTES).unwrap_or(u64::MAX);
         let bytes = content.read_small(namespace, digest, limit)?;
@@ -82,11 +81,11 @@ impl Claims {
             .map(|blob| content.read_small(namespace, &blob.digest.to_string(), blob.size))
             .collect();
         let claim = referrer.claim(blobs?)?;
-        self.keep(claim, store).map(drop)
+        self.keep(claim).map(drop)
     }
 
     /// Adds a claim to the file of its stack.
-    fn keep(&self, claim: Claim, store: &Store) -> Result<StackId> {
+    fn keep(&self, claim: Claim) -> Result<StackId> {
         let stack = claim.stack_id()?;
         let name = stack.file_name();
         let mut file = match self.read(&name)? {
@@ -98,7 +97,7 @@ impl Claims {
             None => ClaimFile::default(),
         };
         if file.insert(claim)? == Insertion::Added {
-            layout::write_file(&self.directory, &name, store.next()?, &file.encode()?)?;
+            layout::write_file(&self.directory, &name, &file.encode()?)?;
             tracing::info!("claim kept for stack {stack}");
         }
         Ok(stack)
@@ -114,14 +113,14 @@ impl Claims {
     }
 
     /// Moves claims that were dropped under another name to the files of their stacks.
-    pub(crate) fn adopt_dropped(&self, store: &Store) -> Result<()> {
+    pub(crate) fn adopt_dropped(&self) -> Result<()> {
         let _writing = self.seen();
         for name in layout::names_in(&self.directory)? {
             let Some(stem) = name.strip_suffix(".json") else { continue };
             if name.starts_with(UNFINISHED) || stem.parse::<StackId>().is_ok() {
                 continue;
             }
-            if let Err(error) = self.adopt(&name, store) {
+            if let Err(error) = self.adopt(&name) {
                 let path = self.directory.join(&name);
                 tracing::warn!("{}: {}", path.display(), chain(&error));
             }
@@ -129,10 +128,10 @@ impl Claims {
         Ok(())
     }
 
-    fn adopt(&self, name: &str, store: &Store) -> Result<()> {
+    fn adopt(&self, name: &str) -> Result<()> {
         let Some(file) = self.read(name)? else { return Ok(()) };
         for claim in file.claims() {
-            self.keep(claim.clone(), store)?;
+            self.keep(claim.clone())?;
         }
         layout::remove_file(&self.directory.join(name))
     }

@@ -100,8 +100,8 @@ impl Content {
         let socket = || self.socket.clone();
         match self.runtime.block_on(async { tokio::time::timeout(patience, answer).await }) {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(source)) => {
-                Err(Error::Containerd { socket: socket(), call, source: Box::new(source) })
+            Ok(Err(status)) => {
+                Err(Error::Containerd { socket: socket(), call, status: Box::new(status) })
             }
             Err(_elapsed) => {
                 Err(Error::ContainerdSlow { socket: socket(), call, seconds: patience.as_secs() })
@@ -125,7 +125,10 @@ impl Read for Blob {
         while self.used == self.piece.data.len() {
             let next = self.stream.message();
             let next = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, next).await });
-            match next.map_err(io::Error::other)?.map_err(io::Error::other)? {
+            match next
+                .map_err(io::Error::other)?
+                .map_err(|status| io::Error::other(status.message()))?
+            {
                 Some(piece) => self.piece = piece,
                 None => return Ok(0),
             }

@@ -15,8 +15,8 @@ pub(crate) type Result<T> = std::result::Result<T, Error>;
 pub(crate) enum Error {
     #[error("layer {expected}: the blob read from containerd hashes to {found}")]
     BlobDigest { expected: LayerDigest, found: LayerDigest },
-    #[error("containerd at {socket}: {call}", socket = socket.display())]
-    Containerd { socket: PathBuf, call: &'static str, source: Box<tonic::Status> },
+    #[error("containerd at {socket}: {call}: {answer}", socket = socket.display(), answer = status.message())]
+    Containerd { socket: PathBuf, call: &'static str, status: Box<tonic::Status> },
     #[error("containerd at {socket}: {call} took longer than {seconds} s", socket = socket.display())]
     ContainerdSlow { socket: PathBuf, call: &'static str, seconds: u64 },
     #[error("snapshot {name:?} exists")]

@@ -14,6 +14,7 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hallmark_verity::DiffId;
 
@@ -114,8 +115,11 @@ pub(crate) struct Unfinished {
 }
 
 impl Unfinished {
-    /// A new file in `directory`, mode 0600. `number` must be one that no other has.
-    pub(crate) fn create(directory: &Path, number: u64) -> Result<Self> {
+    /// A new file in `directory`, mode 0600.
+    pub(crate) fn create(directory: &Path) -> Result<Self> {
+        // one daemon has these directories to itself, and what a former one left was removed at start
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("{UNFINISHED}{number}"));
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(0o600);
@@ -149,8 +153,8 @@ pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
 }
 
 /// Writes a whole small file by the same steps.
-pub(crate) fn write_file(directory: &Path, name: &str, number: u64, bytes: &[u8]) -> Result<()> {
-    let mut unfinished = Unfinished::create(directory, number)?;
+pub(crate) fn write_file(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let mut unfinished = Unfinished::create(directory)?;
     let what = format!("write {}", unfinished.path.display());
     unfinished.file.write_all(bytes).map_err(Error::io(what))?;
     unfinished.publish(name)
@@ -207,11 +211,11 @@ mod tests {
     #[test]
     fn a_file_has_its_name_only_when_it_is_whole() {
         let directory = tempfile::tempdir().unwrap();
-        let unfinished = Unfinished::create(directory.path(), 1).unwrap();
-        assert!(Unfinished::create(directory.path(), 1).is_err());
+        let unfinished = Unfinished::create(directory.path()).unwrap();
+        assert_eq!(names_in(directory.path()).unwrap().len(), 1);
         drop(unfinished);
         assert!(names_in(directory.path()).unwrap().is_empty());
-        write_file(directory.path(), "whole", 2, b"bytes").unwrap();
+        write_file(directory.path(), "whole", b"bytes").unwrap();
         assert_eq!(names_in(directory.path()).unwrap(), ["whole"]);
         assert_eq!(std::fs::read(directory.path().join("whole")).unwrap(), b"bytes");
     }

@@ -134,9 +134,9 @@ fn start(config: &NodeConfig, content: Content) -> Result<Snapshotter> {
     let adopted = reclaim::reclaim(&layout, &store, kind)?;
     tracing::info!("layers are activated on {kind:?} devices; {} are active", adopted.len());
     let policy = config.snapshotter.layer_signature;
-    let activations = Activations::adopt(layout.clone(), kind, policy, adopted);
+    let activations = Activations::adopt(layout.clone(), kind, policy, adopted)?;
     let snapshotter = Snapshotter::new(layout, store, content, activations);
-    snapshotter.claims.adopt_dropped(&snapshotter.store)?;
+    snapshotter.claims.adopt_dropped()?;
     Ok(snapshotter)
 }
 

@@ -117,12 +117,11 @@ impl Fresh {
     /// Packs a stream. `digest` is how the layer is called in messages.
     pub(crate) fn pack(
         layout: &Layout,
-        store: &Store,
         digest: &str,
         blob: impl Read + Send,
         compression: Compression,
     ) -> Result<Self> {
-        let unfinished = Unfinished::create(&layout.layers(), store.next()?)?;
+        let unfinished = Unfinished::create(&layout.layers())?;
         let image: &File = &unfinished.file;
         let packed = hallmark_erofs::pack(blob, compression, image, &Limits::default())
             .map_err(|source| Error::Pack { digest: digest.to_owned(), source })?;

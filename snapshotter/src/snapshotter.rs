@@ -149,7 +149,7 @@ impl Snapshotter {
         lowers
             .map(|layer| {
                 let of_layer = signatures.get(&layer.root_hash).map(Vec::as_slice);
-                activations.activate(&self.store, layer, of_layer.unwrap_or_default())
+                activations.activate(layer, of_layer.unwrap_or_default())
             })
             .collect()
     }
@@ -198,8 +198,8 @@ impl Snapshotter {
     fn look_for_claims(&self, key: &str) {
         let looked = self
             .claims
-            .adopt_dropped(&self.store)
-            .and_then(|()| self.claims.collect(&self.content, namespace(key), &self.store));
+            .adopt_dropped()
+            .and_then(|()| self.claims.collect(&self.content, namespace(key)));
         if let Err(error) = looked {
             tracing::warn!("claims for snapshot {key:?}: {}", chain(&error));
         }
@@ -211,7 +211,7 @@ impl Snapshotter {
         let namespaces: BTreeSet<&str> =
             snapshots.iter().map(|(name, _)| namespace(name)).collect();
         for namespace in namespaces {
-            self.claims.collect(&self.content, namespace, &self.store)?;
+            self.claims.collect(&self.content, namespace)?;
         }
         Ok(())
     }
@@ -226,7 +226,7 @@ impl Snapshotter {
         let id = mounts::upper_of(&self.layout, mounts).ok_or(Error::ForeignMounts)?;
         let key = self.store.name_of(id)?.ok_or(Error::ForeignMounts)?;
         let digest: LayerDigest = descriptor.digest.parse()?;
-        if let Err(error) = self.claims.collect(&self.content, namespace, &self.store) {
+        if let Err(error) = self.claims.collect(&self.content, namespace) {
             tracing::warn!("claims in namespace {namespace}: {}", chain(&error));
         }
         let mut attempts = 0;
@@ -262,7 +262,7 @@ impl Snapshotter {
         let blob = self.content.open(namespace, &shown)?;
         let (start, blob) = pack::peek(blob).map_err(Error::io(format!("read blob {shown}")))?;
         let compression = pack::compression(&descriptor.media_type, &shown, &start)?;
-        let fresh = Fresh::pack(&self.layout, &self.store, &shown, blob, compression)?;
+        let fresh = Fresh::pack(&self.layout, &shown, blob, compression)?;
         if fresh.layer_digest() != *digest {
             return Err(Error::BlobDigest { expected: *digest, found: fresh.layer_digest() });
         }
@@ -312,7 +312,7 @@ impl Snapshotter {
         let packed = std::thread::scope(|scope| {
             let written =
                 scope.spawn(|| directory::write_tar(upper, std::io::BufWriter::new(write)));
-            let fresh = Fresh::pack(&self.layout, &self.store, &shown, read, Compression::None);
+            let fresh = Fresh::pack(&self.layout, &shown, read, Compression::None);
             match written.join() {
                 Ok(written) => written.and(fresh),
                 Err(panic) => std::panic::resume_unwind(panic),

@@ -384,11 +384,6 @@ impl Store {
             Ok(unused)
         })
     }
-
-    /// A number never given before.
-    pub(crate) fn next(&self) -> Result<u64> {
-        self.write(next_id)
-    }
 }
 
 /// What [`Store::remove`] took away.
