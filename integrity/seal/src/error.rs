@@ -11,8 +11,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a seal, claim, certificate, key or policy was not accepted.
 #[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(Box<Report>);
+
+#[derive(Debug, thiserror::Error)]
 #[error("{object}: found {found}, expected {expected}")]
-pub struct Error {
+struct Report {
     kind: ErrorKind,
     object: String,
     found: String,
@@ -64,17 +68,17 @@ impl Error {
         found: impl Display,
         expected: impl Display,
     ) -> Self {
-        Self {
+        Self(Box::new(Report {
             kind,
             object: object.into(),
             found: found.to_string(),
             expected: expected.to_string(),
             source: None,
-        }
+        }))
     }
 
     pub(crate) fn because(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
-        self.source = Some(Box::new(source));
+        self.0.source = Some(Box::new(source));
         self
     }
 
@@ -105,24 +109,24 @@ impl Error {
     /// The class of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// What the error is about: `seal`, `certificate CN=…`, `layer 2`.
     #[must_use]
     pub fn object(&self) -> &str {
-        &self.object
+        &self.0.object
     }
 
     /// What was there.
     #[must_use]
     pub fn found(&self) -> &str {
-        &self.found
+        &self.0.found
     }
 
     /// What should have been there.
     #[must_use]
     pub fn expected(&self) -> &str {
-        &self.expected
+        &self.0.expected
     }
 }
