@@ -56,9 +56,13 @@ impl Claims {
                 continue;
             }
             match self.copy(content, &blob) {
-                // not whole yet: its payload is still being fetched
-                Err(error) if error.kind() == crate::error::ErrorKind::Unavailable => {
+                // its payload is still being fetched, or containerd is going: the next look tells
+                Err(error @ (Error::Containerd { .. } | Error::ContainerdSlow { .. })) => {
                     tracing::debug!("referrer {}: {}", blob.1, chain(&error));
+                    continue;
+                }
+                Err(error @ Error::Io { .. }) => {
+                    tracing::warn!("referrer {}: {}", blob.1, chain(&error));
                     continue;
                 }
                 Err(error) => tracing::warn!("referrer {}: {}", blob.1, chain(&error)),
@@ -172,4 +176,60 @@ fn bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::from(file).take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::claim;
+
+    #[test]
+    fn a_dropped_file_is_moved_to_its_place_and_others_are_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let claims = Claims::new(directory.path());
+        let roots = [1, 2].map(|byte| RootHash::from_bytes([byte; 32]));
+        let claim = claim(&roots, b"p7s of layer 0");
+        let dropped = ClaimFile::from(claim.clone()).encode().unwrap();
+        std::fs::write(directory.path().join("my app.json"), &dropped).unwrap();
+        std::fs::write(directory.path().join("broken.json"), "{").unwrap();
+        std::fs::write(directory.path().join("README"), "x").unwrap();
+        claims.adopt_dropped().unwrap();
+        let mut names = layout::names_in(directory.path()).unwrap();
+        names.sort();
+        let place = StackId::of(&roots).file_name();
+        let mut expected = ["README".to_owned(), "broken.json".to_owned(), place];
+        expected.sort();
+        assert_eq!(names, expected);
+        assert!(claims.any(&roots));
+
+        // the same again changes nothing
+        std::fs::write(directory.path().join("again.json"), &dropped).unwrap();
+        claims.adopt_dropped().unwrap();
+        let file = claims.read(&StackId::of(&roots).file_name()).unwrap().unwrap();
+        assert_eq!(file.claims(), [claim]);
+    }
+
+    #[test]
+    fn signatures_are_found_by_stack_and_root_hash() {
+        let directory = tempfile::tempdir().unwrap();
+        let claims = Claims::new(directory.path());
+        let roots = [1, 2, 1].map(|byte| RootHash::from_bytes([byte; 32]));
+        claims.keep(claim(&roots, b"one")).unwrap();
+        claims.keep(claim(&roots, b"two")).unwrap();
+        let found = claims.signatures(&roots).unwrap();
+        assert_eq!(found[&roots[0]], [b"one".to_vec(), b"two".to_vec()]);
+        assert!(found[&roots[1]].is_empty());
+        assert!(claims.signatures(&roots[..2]).unwrap().is_empty());
+        assert!(!claims.any(&roots[..2]));
+    }
+
+    #[test]
+    fn a_claims_file_that_is_a_link_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let claims = Claims::new(directory.path());
+        let roots = [RootHash::from_bytes([1; 32])];
+        let place = directory.path().join(StackId::of(&roots).file_name());
+        std::os::unix::fs::symlink("/etc/passwd", place).unwrap();
+        assert!(claims.signatures(&roots).is_err());
+    }
 }

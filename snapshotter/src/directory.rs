@@ -286,3 +286,122 @@ fn ustar(fields: &Fields) -> [u8; BLOCK] {
     }
     header
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::process::Command;
+
+    use rustix::fs::{CWD, XattrFlags, makedev, mknodat, setxattr};
+
+    use super::*;
+
+    /// An upper as overlayfs leaves it: a whiteout, an opaque directory, links, devices, attributes.
+    fn upper(directory: &Path) -> PathBuf {
+        let upper = directory.join("upper");
+        let long = "n".repeat(200);
+        std::fs::create_dir_all(upper.join("opaque").join(&long)).unwrap();
+        std::fs::write(upper.join("opaque/file"), vec![7; 1000]).unwrap();
+        std::fs::write(upper.join("opaque").join(&long).join("deep"), "deep").unwrap();
+        std::fs::hard_link(upper.join("opaque/file"), upper.join("a-link")).unwrap();
+        symlink("../t".repeat(60), upper.join("symlink")).unwrap();
+        let mode = Mode::from_raw_mode(0o600);
+        let device = |name: &str, number| {
+            mknodat(CWD, upper.join(name), FileType::CharacterDevice, mode, number).unwrap();
+        };
+        device("gone", makedev(0, 0));
+        device("null", makedev(1, 3));
+        mknodat(CWD, upper.join("fifo"), FileType::Fifo, mode, 0).unwrap();
+        let set = |name: &str, attribute: &str, value: &[u8]| {
+            setxattr(upper.join(name), attribute, value, XattrFlags::empty()).unwrap();
+        };
+        set("opaque", "trusted.overlay.opaque", b"y");
+        set("opaque/file", "user.note", b"line\nnul\0end");
+        set("opaque/file", "trusted.overlay.origin", b"x");
+        upper
+    }
+
+    fn tar_of(upper: &Path) -> Vec<u8> {
+        let mut tar = Vec::new();
+        write_tar(upper, &mut tar).unwrap();
+        assert_eq!(tar, {
+            let mut again = Vec::new();
+            write_tar(upper, &mut again).unwrap();
+            again
+        });
+        tar
+    }
+
+    #[test]
+    fn gnu_tar_reads_what_was_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let upper = upper(directory.path());
+        let (tar, out) = (directory.path().join("tar"), directory.path().join("out"));
+        std::fs::write(&tar, tar_of(&upper)).unwrap();
+        std::fs::create_dir(&out).unwrap();
+        let status = Command::new("tar")
+            .args(["--xattrs", "--xattrs-include=*", "-xpf"])
+            .arg(&tar)
+            .arg("-C")
+            .arg(&out)
+            .status();
+        assert!(status.unwrap().success());
+        let meta = |name: &str| std::fs::symlink_metadata(out.join(name)).unwrap();
+        let was = |name: &str| std::fs::symlink_metadata(upper.join(name)).unwrap();
+        for name in ["opaque", "opaque/file", "null", "fifo", "symlink"] {
+            assert_eq!(meta(name).mode(), was(name).mode(), "{name}");
+            assert_eq!(meta(name).rdev(), was(name).rdev(), "{name}");
+        }
+        for name in ["opaque/file", "null"] {
+            let (found, expected) = (meta(name), was(name));
+            assert_eq!(
+                (found.mtime(), found.mtime_nsec()),
+                (expected.mtime(), expected.mtime_nsec())
+            );
+        }
+        assert_eq!(meta("opaque/file").ino(), meta("a-link").ino());
+        assert_eq!(std::fs::read(out.join("opaque/file")).unwrap(), vec![7; 1000]);
+        assert_eq!(
+            std::fs::read(out.join("opaque").join("n".repeat(200)).join("deep")).unwrap(),
+            b"deep"
+        );
+        assert_eq!(
+            std::fs::read_link(out.join("symlink")).unwrap(),
+            std::fs::read_link(upper.join("symlink")).unwrap()
+        );
+        for marker in [".wh.gone", "opaque/.wh..wh..opq"] {
+            assert_eq!(meta(marker).len(), 0, "{marker}");
+        }
+        assert!(std::fs::symlink_metadata(out.join("gone")).is_err());
+        let file = out.join("opaque/file");
+        let mut value = [0; 64];
+        let length = rustix::fs::getxattr(&file, "user.note", &mut value).unwrap();
+        assert_eq!(&value[..length], b"line\nnul\0end");
+        assert!(rustix::fs::getxattr(&file, "trusted.overlay.origin", &mut value).is_err());
+    }
+
+    #[test]
+    fn what_a_tar_cannot_tell_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let upper = upper(directory.path());
+        setxattr(upper.join("opaque"), "trusted.overlay.redirect", b"/x", XattrFlags::empty())
+            .unwrap();
+        let refused = write_tar(&upper, io::sink()).unwrap_err();
+        assert!(matches!(refused, Error::Untarable { .. }), "{refused}");
+        let other = directory.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join(".wh.real"), "").unwrap();
+        assert!(matches!(write_tar(&other, io::sink()).unwrap_err(), Error::Untarable { .. }));
+    }
+
+    #[test]
+    fn a_pax_record_counts_itself() {
+        for length in [1, 80, 92, 93, 990, 991] {
+            let mut pax = Pax::default();
+            pax.record(b"k", &vec![b'v'; length]);
+            let text = String::from_utf8(pax.0.clone()).unwrap();
+            let stated: usize = text.split(' ').next().unwrap().parse().unwrap();
+            assert_eq!(stated, pax.0.len());
+        }
+    }
+}

@@ -122,7 +122,11 @@ impl Error {
             Self::NotA { .. } => ErrorKind::FailedPrecondition,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::ForeignMounts => ErrorKind::Unimplemented,
-            Self::Containerd { .. } | Self::ContainerdSlow { .. } => ErrorKind::Unavailable,
+            Self::Containerd { status, .. } => match status.code() {
+                tonic::Code::NotFound => ErrorKind::FailedPrecondition,
+                _ => ErrorKind::Unavailable,
+            },
+            Self::ContainerdSlow { .. } => ErrorKind::Unavailable,
             Self::Pack { source, .. } => pack_kind(source),
             Self::Shared(error) => error.kind(),
             Self::Io { .. }

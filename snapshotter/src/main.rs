@@ -28,6 +28,8 @@ mod service;
 mod snapshotter;
 mod store;
 mod systemd;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use std::io::Write as _;

@@ -485,3 +485,142 @@ fn forget_layer(tx: &WriteTransaction, diff_id: &DiffId) -> Tx<()> {
     tx.open_table(BLOBS)?.retain(|_, held| held != name)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use hallmark_verity::{DataBlocks, Salt};
+
+    use super::*;
+
+    fn layer(text: &str) -> (Layer, LayerDigest) {
+        let diff_id = DiffId::of(text.as_bytes());
+        let layer = Layer {
+            diff_id,
+            root_hash: RootHash::from_bytes(*diff_id.as_bytes()),
+            params: VolumeParams::new(Salt::default(), DataBlocks(1)).unwrap(),
+            tar_len: 1024,
+            image_len: 8192,
+            packed: SystemTime::now(),
+        };
+        (layer, LayerDigest::of(text.as_bytes()))
+    }
+
+    fn insert(store: &Store, text: &str) -> DiffId {
+        let (layer, blob) = layer(text);
+        store.insert_layer(&layer, &blob).unwrap();
+        layer.diff_id
+    }
+
+    fn create(store: &Store, name: &str, kind: Kind, parent: Option<&str>) -> Result<Snapshot> {
+        store.create(New { name, kind, parent, labels: Labels::new() }, |_| Ok(()))
+    }
+
+    /// Prepares, applies and commits.
+    fn committed(store: &Store, name: &str, parent: Option<&str>, diff_id: &DiffId) {
+        create(store, "key", Kind::Active, parent).unwrap();
+        store.apply("key", diff_id).unwrap();
+        let labels = Labels::new();
+        store.commit(Commit { key: "key", name, parent: None, diff_id, labels }).unwrap();
+    }
+
+    #[test]
+    fn a_chain_lists_its_layers_bottom_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (one, two) = (insert(&store, "one"), insert(&store, "two"));
+        committed(&store, "a", None, &one);
+        committed(&store, "b", Some("a"), &two);
+        let active = create(&store, "c", Kind::Active, Some("b")).unwrap();
+        let layers: Vec<DiffId> =
+            store.layers_of(&active).unwrap().iter().map(|layer| layer.diff_id).collect();
+        assert_eq!(layers, [one, two]);
+        assert_eq!(store.name_of(active.id).unwrap().as_deref(), Some("c"));
+        drop(store);
+        // nothing acknowledged is lost
+        let store = Store::open(directory.path()).unwrap();
+        assert_eq!(store.snapshot("c").unwrap(), active);
+        assert_eq!(store.layer_of_blob(&layer("two").1).unwrap().unwrap().diff_id, two);
+    }
+
+    #[test]
+    fn names_parents_and_kinds_are_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let one = insert(&store, "one");
+        committed(&store, "a", None, &one);
+        create(&store, "k", Kind::Active, Some("a")).unwrap();
+        let is = |found: Result<Snapshot>| found.unwrap_err().to_string();
+        assert!(is(create(&store, "k", Kind::View, None)).contains("exists"));
+        assert!(
+            is(create(&store, "x", Kind::Active, Some("nope"))).contains("\"nope\" is not there")
+        );
+        assert!(
+            is(create(&store, "x", Kind::Active, Some("k")))
+                .contains("is active, expected committed")
+        );
+        let commit = |key, name, parent| {
+            store.commit(Commit { key, name, parent, diff_id: &one, labels: Labels::new() })
+        };
+        assert!(is(commit("a", "x", None)).contains("is committed, expected active"));
+        assert!(is(commit("k", "a", None)).contains("exists"));
+        assert!(is(commit("k", "x", Some("k"))).contains("expected committed"));
+        assert!(store.remove("a").unwrap_err().to_string().contains("has children"));
+        assert!(matches!(store.remove("x").unwrap_err(), Error::NotFound { .. }));
+    }
+
+    #[test]
+    fn a_directory_that_fails_takes_the_record_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let new = || New { name: "k", kind: Kind::Active, parent: None, labels: Labels::new() };
+        assert!(store.create(new(), |_| Err(Error::ForeignMounts)).is_err());
+        assert!(matches!(store.snapshot("k").unwrap_err(), Error::NotFound { .. }));
+        store.create(new(), |_| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_layer_goes_with_its_last_snapshot() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let one = insert(&store, "one");
+        committed(&store, "ns1/1/a", None, &one);
+        committed(&store, "ns2/1/a", None, &one);
+        assert_eq!(store.remove("ns1/1/a").unwrap().unused_layer, None);
+        assert_eq!(store.remove("ns2/1/a").unwrap().unused_layer, Some(one));
+        assert!(matches!(store.layer(&one).unwrap_err(), Error::LayerMissing { .. }));
+        assert_eq!(store.layer_of_blob(&layer("one").1).unwrap(), None);
+        // applied after it went: told, so that it is packed again
+        create(&store, "k", Kind::Active, None).unwrap();
+        assert!(matches!(store.apply("k", &one).unwrap_err(), Error::LayerMissing { .. }));
+    }
+
+    #[test]
+    fn a_second_layer_for_one_snapshot_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (one, two) = (insert(&store, "one"), insert(&store, "two"));
+        create(&store, "k", Kind::Active, None).unwrap();
+        store.apply("k", &one).unwrap();
+        store.apply("k", &one).unwrap();
+        assert!(matches!(store.apply("k", &two).unwrap_err(), Error::LayerTwice { .. }));
+    }
+
+    #[test]
+    fn layers_that_nothing_uses_stay_for_a_while() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (used, unused) = (insert(&store, "used"), insert(&store, "unused"));
+        committed(&store, "a", None, &used);
+        assert!(store.forget_unused(SystemTime::UNIX_EPOCH).unwrap().is_empty());
+        let later = SystemTime::now() + std::time::Duration::from_secs(1);
+        assert_eq!(store.forget_unused(later).unwrap(), [unused]);
+        assert_eq!(store.layers().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn two_daemons_cannot_share_a_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = Store::open(directory.path()).unwrap();
+        assert!(matches!(Store::open(directory.path()).unwrap_err(), Error::Store { .. }));
+    }
+}

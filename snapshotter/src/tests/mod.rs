@@ -1,0 +1,123 @@
+//! The whole of it against a content store of our own and this kernel's loop devices, EROFS and overlayfs. Root.
+
+mod containerd;
+mod flows;
+
+use std::path::{Path, PathBuf};
+
+use hallmark_seal::{Claim, LayerFormat, SchemaVersion, Seal, SealedLayer, Subject, Timestamp};
+use hallmark_trust::config::{LayerSignature, NodeConfig};
+use hallmark_trust::evidence::DeviceKind;
+use hallmark_verity::{DataBlocks, DiffId, ImageDigest, LayerDigest, RootHash, Salt};
+
+use crate::activate::Activations;
+use crate::content::Content;
+use crate::layout::Layout;
+use crate::reclaim;
+use crate::snapshotter::Snapshotter;
+use crate::store::Store;
+
+#[test]
+fn the_example_configuration_is_every_default() {
+    let example = include_str!("../../../config/hallmark.toml");
+    assert_eq!(NodeConfig::parse(example).unwrap(), NodeConfig::default());
+}
+
+/// A claim for layers of these root hashes, whose first has a layer signature. Nobody here verifies.
+pub(crate) fn claim(roots: &[RootHash], first_signature: &[u8]) -> Claim {
+    let layer = |root_hash: &RootHash| SealedLayer {
+        digest: LayerDigest::of(root_hash.as_bytes()),
+        diff_id: DiffId::of(root_hash.as_bytes()),
+        root_hash: *root_hash,
+        salt: Salt::default(),
+        data_blocks: DataBlocks(1),
+    };
+    let seal = Seal {
+        schema_version: SchemaVersion,
+        subject: Subject {
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            digest: ImageDigest::of(b"manifest"),
+            size: 8,
+        },
+        repositories: vec!["registry.example/app".parse().unwrap()],
+        layer_format: LayerFormat::HallmarkErofs1,
+        issued: Timestamp::from_unix_seconds(1_800_000_000),
+        not_after: None,
+        serial: 1,
+        layers: roots.iter().map(layer).collect(),
+        pins: None,
+    };
+    let mut layer_signatures = vec![None; roots.len()];
+    layer_signatures[0] = Some(first_signature.to_vec());
+    Claim { seal: seal.encode().unwrap(), signature: b"cms".to_vec(), layer_signatures }
+}
+
+/// A snapshotter in a directory of its own, asking a content store of its own.
+struct Node {
+    directory: tempfile::TempDir,
+    content: containerd::Store,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Node {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let content = containerd::Store::default();
+        let socket = directory.path().join("containerd.sock");
+        runtime.block_on(async { containerd::serve(&socket, content.clone()) });
+        Self { directory, content, runtime }
+    }
+
+    fn layout(&self) -> Layout {
+        let root = self.directory.path().join("root");
+        Layout { claims: root.join("claims"), state: self.directory.path().join("state"), root }
+    }
+
+    /// What the daemon does at start; the one before must be gone.
+    fn start(&self) -> Snapshotter {
+        let layout = self.layout();
+        layout.prepare().unwrap();
+        let store = Store::open(&layout.root).unwrap();
+        let kind = DeviceKind::Loop;
+        let adopted = reclaim::reclaim(&layout, &store, kind).unwrap();
+        let policy = LayerSignature::WhenPresent;
+        let activations = Activations::adopt(layout.clone(), kind, policy, adopted).unwrap();
+        let socket = self.directory.path().join("containerd.sock");
+        let content = {
+            let _inside = self.runtime.enter();
+            Content::new(&socket, self.runtime.handle().clone())
+        };
+        Snapshotter::new(layout, store, content, activations)
+    }
+
+    fn lowers(&self) -> Vec<PathBuf> {
+        let lowers = self.layout().lowers();
+        let names = crate::layout::names_in(&lowers).unwrap();
+        let mut lowers: Vec<PathBuf> = names.iter().map(|name| lowers.join(name)).collect();
+        lowers.sort();
+        lowers
+    }
+
+    /// How many loop devices read files of ours.
+    fn loops(&self) -> usize {
+        let ours = |entry: std::fs::DirEntry| {
+            let text = std::fs::read_to_string(entry.path().join("loop/backing_file"));
+            text.is_ok_and(|text| Path::new(text.trim_end()).starts_with(self.directory.path()))
+        };
+        std::fs::read_dir("/sys/block").unwrap().flatten().map(ours).filter(|ours| *ours).count()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // a test that failed leaves mounts: they must not outlive it
+        for lower in self.lowers() {
+            drop(crate::activate::unmount_lower(&lower));
+        }
+    }
+}
