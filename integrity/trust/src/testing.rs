@@ -57,6 +57,15 @@ pub(crate) fn is_root() -> bool {
     root
 }
 
+/// Whether the kernel has dm-verity; says so if not.
+pub(crate) fn has_device_mapper() -> bool {
+    let has = hallmark_sys::dm::version().is_ok();
+    if !has {
+        println!("skipped: needs dm-verity");
+    }
+    has
+}
+
 /// Runs `test` in a thread with a mount namespace and a tmpfs of its own, or says why not.
 pub(crate) fn privately(test: impl FnOnce(&Path) + Send + 'static) {
     if !is_root() {

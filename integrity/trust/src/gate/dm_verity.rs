@@ -123,3 +123,130 @@ impl Rehashed {
         format!("{access}, offset {}, size limit {}", self.offset, self.size_limit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::path::Path;
+
+    use hallmark_sys::dm::{self, Removal, VerityTable};
+    use hallmark_sys::loopdev;
+
+    use super::*;
+    use crate::Strength;
+    use crate::evidence::{Collector, Evidence, Volume};
+    use crate::gate::is_one_whole_layer;
+    use crate::procfs::Procfs;
+    use crate::testing::{Layer, has_device_mapper, privately, sh};
+
+    fn look(dir: &Path, layer: &Layer) -> Evidence {
+        let lower = File::open(&layer.mount_point).unwrap();
+        let collector = Collector::new(&Procfs::open().unwrap(), dir).unwrap();
+        collector.collect(lower.as_fd(), &layer.mount_point).unwrap()
+    }
+
+    fn judged(evidence: &Evidence) -> Result<(), Refusal> {
+        is_one_whole_layer(&LayerName { number: 1, digest: None }, evidence)
+    }
+
+    fn record(layer: &Layer, device: &dm::Device, uuid: &str) -> String {
+        let record = ActivationRecord {
+            schema_version: 1,
+            root_hash: layer.root_hash,
+            signed: false,
+            salt: layer.params.salt.clone(),
+            data_blocks: layer.params.data_blocks,
+            name: device.name.clone(),
+            dev: format!("{}:{}", device.major, device.minor),
+            uuid: uuid.to_owned(),
+            lower: layer.mount_point.clone(),
+            kind: DeviceKind::DmVerity,
+        };
+        serde_json::to_string(&record).unwrap()
+    }
+
+    /// On a kernel with device-mapper: what it says of a device of ours, before and after a block
+    /// did not match.
+    #[test]
+    fn a_real_device_is_strict_until_a_block_does_not_match() {
+        privately(|dir| {
+            if !has_device_mapper() {
+                return;
+            }
+            let layer = Layer::pack(dir, "a", "hello");
+            let image = File::open(&layer.image).unwrap();
+            let under = loopdev::attach_read_only(image.as_fd()).unwrap();
+            let number = (under.major, under.minor);
+            let table = VerityTable {
+                data: number,
+                hash: number,
+                hash_start_block: layer.params.hash_start_block(),
+                data_blocks: layer.params.data_blocks.0,
+                root_hash: layer.root_hash.as_bytes(),
+                salt: layer.params.salt.as_bytes(),
+                signature: None,
+            };
+            let id = std::process::id();
+            let name = format!("hallmark-test-{id}");
+            let uuid = format!("HALLMARK-{}-u-{id:016x}", layer.root_hash);
+            let device = dm::create_verity(&name, &uuid, &table).unwrap();
+            let node = loopdev::block_node(device.major, device.minor).unwrap();
+            let mount_point = layer.mount_point.display();
+            sh(&format!("mount -t erofs -o ro {} {mount_point}", node.display()));
+
+            let found = look(dir, &layer);
+            assert_eq!(found.strength(), Some(Strength::DmVerity));
+            assert_eq!(found.root_hash(), Some(layer.root_hash));
+            assert!(matches!(judged(&found), Err(Refusal::NotOurs { .. })), "no record yet");
+            let path = dir.join(format!("{}.u.json", layer.root_hash));
+            fs::write(&path, record(&layer, &device, "HALLMARK-other")).unwrap();
+            assert!(matches!(judged(&look(dir, &layer)), Err(Refusal::NotOurs { .. })));
+            fs::write(&path, record(&layer, &device, &uuid)).unwrap();
+            judged(&look(dir, &layer)).unwrap();
+
+            // a block in the middle of "large", never read so far
+            layer.flip(layer.params.data_len() / 2);
+            judged(&look(dir, &layer)).unwrap();
+            let mut large = File::open(layer.mount_point.join("large")).unwrap();
+            assert!(
+                large.read_to_end(&mut Vec::new()).is_err(),
+                "the kernel served a changed block"
+            );
+            assert!(matches!(judged(&look(dir, &layer)), Err(Refusal::Corrupted { .. })));
+
+            drop(large);
+            sh(&format!("umount {mount_point}"));
+            dm::remove(&name, Removal::Deferred).unwrap();
+        });
+    }
+
+    /// The same device with one option more: a table that is not strict is seen as such.
+    #[test]
+    fn a_real_device_with_an_option_is_seen() {
+        privately(|dir| {
+            if !has_device_mapper() {
+                return;
+            }
+            let layer = Layer::pack(dir, "a", "hello");
+            let id = std::process::id();
+            let (image, name) = (layer.image.display(), format!("hallmark-opt-{id}"));
+            let blocks = layer.params.data_blocks.0;
+            sh(&format!(
+                "veritysetup open --no-superblock --ignore-corruption --data-blocks={blocks} \
+                 --hash-offset={} --salt={} {image} {name} {image} {}; dmsetup mknodes || true; \
+                 mount -t erofs -o ro /dev/mapper/{name} {}",
+                layer.params.hash_start_block() * BLOCK as u64,
+                layer.params.salt,
+                layer.root_hash,
+                layer.mount_point.display(),
+            ));
+            let found = look(dir, &layer);
+            let Volume::DmVerity(volume) = &found.volume else { panic!() };
+            assert_eq!(volume.target.options, ["ignore_corruption"]);
+            assert!(matches!(judged(&found), Err(Refusal::DmOption { .. })));
+            sh(&format!("umount {}; veritysetup close {name}", layer.mount_point.display()));
+        });
+    }
+}
