@@ -7,6 +7,7 @@
 //! `<claims>/<StackId>.json`. Nothing here is trusted, and nothing decides: a claim that is wrong is refused at launch.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -29,7 +30,7 @@ const MAX_CANDIDATE: i64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Claims {
     directory: PathBuf,
-    /// Namespace and digest. Also the lock under which the directory is written.
+    /// Namespace and digest.
     seen: Mutex<HashSet<(String, String)>>,
 }
 
@@ -85,10 +86,19 @@ impl Claims {
             .map(|blob| content.read_small(namespace, &blob.digest.to_string(), blob.size))
             .collect();
         let claim = referrer.claim(blobs?)?;
+        let _locked = self.lock()?;
         self.keep(claim).map(drop)
     }
 
-    /// Adds a claim to the file of its stack.
+    /// Keeps other writers, such as `hallmark seal`, out of the directory until it is dropped.
+    fn lock(&self) -> Result<File> {
+        let what = || format!("lock {}", self.directory.display());
+        let directory = File::open(&self.directory).map_err(Error::io(what()))?;
+        directory.lock().map_err(Error::io(what()))?;
+        Ok(directory)
+    }
+
+    /// Adds a claim to the file of its stack. The directory must be locked.
     fn keep(&self, claim: Claim) -> Result<StackId> {
         let stack = claim.stack_id()?;
         let name = stack.file_name();
@@ -118,7 +128,6 @@ impl Claims {
 
     /// Moves claims that were dropped under another name to the files of their stacks.
     pub(crate) fn adopt_dropped(&self) -> Result<()> {
-        let _writing = self.seen();
         for name in layout::names_in(&self.directory)? {
             let Some(stem) = name.strip_suffix(".json") else { continue };
             if name.starts_with(UNFINISHED) || stem.parse::<StackId>().is_ok() {
@@ -133,6 +142,7 @@ impl Claims {
     }
 
     fn adopt(&self, name: &str) -> Result<()> {
+        let _locked = self.lock()?;
         let Some(file) = self.read(name)? else { return Ok(()) };
         for claim in file.claims() {
             self.keep(claim.clone())?;
@@ -174,7 +184,7 @@ fn bounded(path: &Path) -> std::io::Result<Vec<u8>> {
         | rustix::fs::OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
     let mut bytes = Vec::new();
-    std::fs::File::from(file).take(limit).read_to_end(&mut bytes)?;
+    File::from(file).take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -290,7 +290,7 @@ fn a_daemon_that_was_killed_is_followed_by_one_that_knows() {
     }
     // a record that says something else than the kernel
     let record = layout.devices().join(&names(&layout.devices())[0]);
-    let text = std::fs::read_to_string(&record).unwrap().replace("\"dev\":\"7:", "\"dev\":\"6:");
+    let text = std::fs::read_to_string(&record).unwrap().replace("\"dev\":\"", "\"dev\":\"1");
     std::fs::write(&record, text).unwrap();
     {
         let snapshotter = node.start();

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use hallmark_seal::{Claim, LayerFormat, SchemaVersion, Seal, SealedLayer, Subject, Timestamp};
 use hallmark_trust::config::{LayerSignature, NodeConfig};
-use hallmark_trust::evidence::DeviceKind;
 use hallmark_verity::{DataBlocks, DiffId, ImageDigest, LayerDigest, RootHash, Salt};
 
 use crate::activate::Activations;
@@ -83,7 +82,8 @@ impl Node {
         let layout = self.layout();
         layout.prepare().unwrap();
         let store = Store::open(&layout.root).unwrap();
-        let kind = DeviceKind::Loop;
+        // what this kernel has: loop devices here, dm-verity in the guest
+        let kind = reclaim::device_kind().unwrap();
         let adopted = reclaim::reclaim(&layout, &store, kind).unwrap();
         let policy = LayerSignature::WhenPresent;
         let activations = Activations::adopt(layout.clone(), kind, policy, adopted).unwrap();
@@ -103,7 +103,7 @@ impl Node {
         lowers
     }
 
-    /// How many loop devices read files of ours.
+    /// How many loop devices read files of ours; a device-mapper device that is left keeps its loop device.
     fn loops(&self) -> usize {
         let ours = |entry: std::fs::DirEntry| {
             let text = std::fs::read_to_string(entry.path().join("loop/backing_file"));
