@@ -28,6 +28,9 @@ use crate::runtime::SystemdCgroup;
 
 pub(crate) const SCHEMA_VERSION: u32 = 1;
 
+pub(crate) const KEPT: &str = "hallmark-shim.json";
+pub(crate) const INIT_PID: &str = "init.pid";
+
 /// The few things the shim wants of a container's configuration. Nothing here is checked: the runtime parses it whole.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Spec {
@@ -137,14 +140,16 @@ struct Kept {
 
 pub(crate) fn write_kept(bundle: &Path, systemd_cgroup: SystemdCgroup) -> Result<()> {
     let systemd_cgroup = systemd_cgroup == SystemdCgroup::On;
-    write(
-        &bundle.join("hallmark-shim.json"),
-        &Kept { schema_version: SCHEMA_VERSION, systemd_cgroup },
-    )
+    write(&bundle.join(KEPT), &Kept { schema_version: SCHEMA_VERSION, systemd_cgroup })
+}
+
+/// Nothing came of the container: nothing is to be looked for.
+pub(crate) fn forget(bundle: &Path) {
+    remove(&bundle.join(KEPT));
 }
 
 pub(crate) fn read_kept(bundle: &Path) -> Result<SystemdCgroup> {
-    let kept: Kept = read(&bundle.join("hallmark-shim.json"))?;
+    let kept: Kept = read(&bundle.join(KEPT))?;
     Ok(if kept.systemd_cgroup { SystemdCgroup::On } else { SystemdCgroup::Off })
 }
 

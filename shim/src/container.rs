@@ -107,7 +107,7 @@ impl Container {
         };
         let owner = Owner { uid: options.io_uid, gid: options.io_gid };
         let expectation = shared.reaper.expect();
-        let pid_file = bundle.join("init.pid");
+        let pid_file = bundle.join(bundle::INIT_PID);
         let make = Make::Container(Create {
             pid_file: &pid_file,
             rootfs_mounts: rootfs_mounts.as_deref(),

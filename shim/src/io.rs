@@ -128,6 +128,10 @@ impl Streams {
             stdout => {
                 let same = addresses.stdout == addresses.stderr;
                 streams.stdout = stdout.map(|target| Output::open(&target)).transpose()?;
+                // a terminal has one output; clients name a second FIFO all the same and do not make it
+                if addresses.terminal {
+                    return Ok(streams);
+                }
                 streams.stderr = match &streams.stdout {
                     Some(Output::Copied(Sink::File(file))) if same => {
                         Some(Output::Copied(Sink::File(file.clone())))
@@ -388,5 +392,135 @@ impl ProcessIo {
         if let Some(logger) = self.logger.take() {
             logger.finish().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, Mode, mkfifoat};
+    use std::fs::OpenOptions;
+    use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+    const OWNER: Owner = Owner { uid: 0, gid: 0 };
+
+    fn fifo(path: &Path) -> String {
+        mkfifoat(CWD, path, Mode::from_raw_mode(0o600)).unwrap();
+        path.display().to_string()
+    }
+
+    /// A client's end, as containerd's client opens it: before the container is made, without waiting for the shim.
+    fn client(path: &str) -> File {
+        let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        OpenOptions::new().read(true).custom_flags(nonblock).open(path).unwrap()
+    }
+
+    async fn open(addresses: &Addresses) -> Result<Streams> {
+        let reaper = Reaper::default();
+        Streams::open(addresses, LoggerContext { reaper: &reaper, namespace: "n", id: "c" }).await
+    }
+
+    fn ends(stdio: ChildStdio) -> (Option<File>, Option<File>, Option<File>) {
+        match stdio {
+            ChildStdio::Pipes { stdin, stdout, stderr } => {
+                (stdin.map(File::from), stdout.map(File::from), stderr.map(File::from))
+            }
+            ChildStdio::Terminal { socket } => panic!("a terminal at {}", socket.display()),
+        }
+    }
+
+    #[tokio::test]
+    async fn output_reaches_fifos_and_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let stdout = fifo(&directory.path().join("out"));
+        let stderr = fifo(&directory.path().join("err"));
+        let (mut out, mut err) = (client(&stdout), client(&stderr));
+        let mut streams =
+            open(&Addresses { stdout, stderr, ..Addresses::default() }).await.unwrap();
+        let (stdin, child_out, child_err) = ends(streams.pipes(OWNER).unwrap());
+        assert!(stdin.is_none());
+        let io = streams.copy();
+        (&child_out.unwrap()).write_all(b"to out").unwrap();
+        (&child_err.unwrap()).write_all(b"to err").unwrap();
+        io.finish(LIMIT).await;
+        let mut text = String::new();
+        out.read_to_string(&mut text).unwrap();
+        err.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "to outto err");
+    }
+
+    #[tokio::test]
+    async fn input_ends_when_client_and_close_io_agree() {
+        let directory = tempfile::tempdir().unwrap();
+        let stdin = fifo(&directory.path().join("in"));
+        let mut streams =
+            open(&Addresses { stdin: stdin.clone(), ..Addresses::default() }).await.unwrap();
+        let (child, ..) = ends(streams.pipes(OWNER).unwrap());
+        let mut child = pipe::Receiver::from_owned_fd(child.unwrap().into()).unwrap();
+        let io = streams.copy();
+        let mut buffer = [0; 16];
+        for word in ["first", "again"] {
+            // a client comes, writes and leaves
+            std::fs::write(&stdin, word).unwrap();
+            let count = child.read(&mut buffer).await.unwrap();
+            assert_eq!(&buffer[..count], word.as_bytes());
+        }
+        let still_open = tokio::time::timeout(Duration::from_millis(100), child.read(&mut buffer));
+        assert!(still_open.await.is_err());
+        io.close_stdin();
+        let end = tokio::time::timeout(LIMIT, child.read(&mut buffer)).await.unwrap();
+        assert_eq!(end.unwrap(), 0);
+        io.finish(LIMIT).await;
+    }
+
+    #[tokio::test]
+    async fn files_are_appended_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("logs").join("c.log");
+        let address = format!("file://{}", file.display());
+        for _ in 0..2 {
+            let addresses = Addresses {
+                stdout: address.clone(),
+                stderr: address.clone(),
+                ..Addresses::default()
+            };
+            let mut streams = open(&addresses).await.unwrap();
+            let (_, out, err) = ends(streams.pipes(OWNER).unwrap());
+            let io = streams.copy();
+            (&out.unwrap()).write_all(b"a").unwrap();
+            (&err.unwrap()).write_all(b"a").unwrap();
+            io.finish(LIMIT).await;
+        }
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "aaaa");
+    }
+
+    #[tokio::test]
+    async fn what_outlives_the_process_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let stdout = fifo(&directory.path().join("out"));
+        let mut streams = open(&Addresses { stdout, ..Addresses::default() }).await.unwrap();
+        let (_, held, _) = ends(streams.pipes(OWNER).unwrap());
+        let began = std::time::Instant::now();
+        streams.copy().finish(Duration::from_millis(50)).await;
+        assert!(began.elapsed() < LIMIT);
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn bad_addresses_are_errors() {
+        let stdin = |stdin: &str| Addresses { stdin: stdin.into(), ..Addresses::default() };
+        let stdout = |stdout: &str| Addresses { stdout: stdout.into(), ..Addresses::default() };
+        for addresses in [
+            stdin("/does/not/exist"),
+            stdin("file:///dev/null"),
+            stdout("/does/not/exist"),
+            stdout("unknown:///x"),
+            Addresses { stderr: "binary:///bin/true".into(), ..Addresses::default() },
+        ] {
+            assert!(open(&addresses).await.is_err(), "{addresses:?}");
+        }
+        assert!(open(&Addresses::default()).await.is_ok());
     }
 }

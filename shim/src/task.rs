@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use tokio::sync::Notify;
 
+use crate::bundle;
 use crate::container::{Container, Shared};
 use crate::error::{Error, Result};
 use crate::events::{pack, timestamp};
@@ -78,6 +80,7 @@ impl Service {
             }
             Err(error) => {
                 containers.remove(&request.id);
+                bundle::forget(Path::new(&request.bundle));
                 Err(error)
             }
         }
