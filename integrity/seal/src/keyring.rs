@@ -100,17 +100,13 @@ impl<'a> Trust<'a> {
         Ok(signer)
     }
 
-    /// The certificate that `id` names, after: it is known, it may sign, a chain leads to the keyring, and nothing of
-    /// the chain is over or revoked.
-    pub(crate) fn signer(
-        &self,
-        id: &SignerId,
-        others: &'a [Certificate],
-        object: &str,
-    ) -> Result<&'a Certificate> {
-        let signer = self.find(id, others, object)?;
-        self.chain(signer, others)?;
-        Ok(signer)
+    /// The keyring's own certificates that may sign now: not over, not revoked.
+    pub(crate) fn signers(&self) -> impl Iterator<Item = &'a Certificate> {
+        self.keyring.anchors.iter().filter(|anchor| {
+            anchor.may_sign().is_ok()
+                && self.valid(anchor).is_ok()
+                && self.revocations.of_chain(&[*anchor], self.issued).is_ok()
+        })
     }
 
     fn find(

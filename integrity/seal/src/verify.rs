@@ -3,6 +3,7 @@
 //! Source: `DESIGN.md` (Schemas, What is defended); the order of the checks is the order of [`Claim::verify`].
 
 use std::fmt;
+use std::iter;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::certificate::Certificate;
 use crate::claim::Claim;
-use crate::cms::{Content, Signature, SignerId};
+use crate::cms::{Content, Signature};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyring::{Keyring, Trust};
 use crate::revocations::Revocations;
@@ -24,7 +25,6 @@ use crate::time::Timestamp;
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 const OBJECT: &str = "seal";
-const LAYER_SIGNATURE: &str = "layer signature";
 
 /// A seal that a key of the keyring signed, that is not over and not revoked.
 ///
@@ -36,8 +36,10 @@ pub struct VerifiedSeal {
     digest: SealDigest,
     signer: String,
     stack: Vec<RootHash>,
-    /// Per layer: whether its own signature verified.
-    signed: Vec<bool>,
+    /// As the claim had them.
+    layer_signatures: Vec<Option<Vec<u8>>>,
+    /// Whose signature of a layer counts: the seal's signer, and the keyring's certificates that may sign.
+    layer_signers: Vec<Certificate>,
 }
 
 /// SHA-256 of a seal's exact bytes, `sha256:<64 hex>`: its name in messages and revocation lists.
@@ -50,8 +52,8 @@ impl Claim {
     /// whose chain leads to the keyring; the seal is of a known version and layer format, `issued` is not in the
     /// future, `notAfter` is not past, nothing is revoked, the serial is not below the least one.
     ///
-    /// Layer signatures are looked at too, but one that does not verify refuses nothing here:
-    /// [`VerifiedSeal::layer_signed`] tells, and the gate asks where the node wants signed devices.
+    /// A layer signature that does not verify refuses nothing here: [`VerifiedSeal::layer_signed`] tells, where
+    /// the kernel has not already told.
     ///
     /// # Errors
     /// Every [`ErrorKind`] but `Key`; each says what was found and what was expected.
@@ -71,60 +73,30 @@ impl Claim {
             trust.signed_by(&signature, &signature.certificates, &self.seal, "seal's signature")?;
         in_time(&seal, now)?;
         revocations.of_seal(&seal, digest)?;
-        let signed = self.layers_signed(&seal, trust, &signature.certificates)?;
-        Ok(VerifiedSeal { digest, signer: described(signer), stack: seal.stack(), signed, seal })
-    }
-
-    /// Which layers' own signatures are ones over their root hashes, by signers as good as the seal's.
-    fn layers_signed(
-        &self,
-        seal: &Seal,
-        trust: Trust<'_>,
-        others: &[Certificate],
-    ) -> Result<Vec<bool>> {
-        let (found, expected) = (self.layer_signatures.len(), seal.layers.len());
-        if found != expected {
-            return Err(Error::new(
-                ErrorKind::Layers,
-                "claim",
-                format_args!("{found} layer signatures"),
-                format_args!("one (or null) for each of the seal's {expected} layers"),
-            ));
-        }
-        let mut signers = LayerSigners { trust, others, known: Vec::new() };
-        let root_hashes = seal.layers.iter().map(|layer| &layer.root_hash);
-        let signed = root_hashes.zip(&self.layer_signatures).map(|(root_hash, der)| {
-            der.as_ref().is_some_and(|der| signers.signed(der, root_hash).is_ok())
-        });
-        Ok(signed.collect())
-    }
-}
-
-/// The signers of an image's layers: nearly always one, whose chain is walked once and not for every layer.
-struct LayerSigners<'a> {
-    trust: Trust<'a>,
-    others: &'a [Certificate],
-    known: Vec<(SignerId, Option<&'a Certificate>)>,
-}
-
-impl<'a> LayerSigners<'a> {
-    fn signed(&mut self, der: &[u8], root_hash: &RootHash) -> Result<()> {
-        let signature = Signature::parse(der, Content::Detached, LAYER_SIGNATURE)?;
-        let signer = self.trusted(&signature.signer)?;
-        signature.made_by(signer, &root_hash.signed_bytes())
-    }
-
-    fn trusted(&mut self, id: &SignerId) -> Result<&'a Certificate> {
-        let known = self.known.iter().find(|(known, _)| known == id).map(|(_, signer)| *signer);
-        let signer = known.unwrap_or_else(|| {
-            let signer = self.trust.signer(id, self.others, LAYER_SIGNATURE).ok();
-            self.known.push((id.clone(), signer));
-            signer
-        });
-        signer.ok_or_else(|| {
-            let expected = "a signer of the keyring";
-            Error::new(ErrorKind::SignerUnknown, LAYER_SIGNATURE, id, expected)
+        self.one_for_each_layer(&seal)?;
+        let layer_signers = iter::once(signer).chain(trust.signers()).cloned().collect();
+        Ok(VerifiedSeal {
+            digest,
+            signer: described(signer),
+            stack: seal.stack(),
+            layer_signatures: self.layer_signatures.clone(),
+            layer_signers,
+            seal,
         })
+    }
+
+    /// One signature, or none, for each layer: anything else is not a claim about this seal.
+    fn one_for_each_layer(&self, seal: &Seal) -> Result<()> {
+        let (found, expected) = (self.layer_signatures.len(), seal.layers.len());
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Layers,
+            "claim",
+            format_args!("{found} layer signatures"),
+            format_args!("one (or null) for each of the seal's {expected} layers"),
+        ))
     }
 }
 
@@ -179,11 +151,20 @@ impl VerifiedSeal {
         StackId::of(&self.stack)
     }
 
-    /// Whether layer `index` of [`Seal::layers`] came with a signature of its own that verifies: the one the kernel
-    /// checks. `false` beyond the last layer.
+    /// Whether layer `index` of [`Seal::layers`] came with a signature of its own that verifies, by the seal's signer
+    /// or one of the keyring: the signature the kernel checks. `false` beyond the last layer.
+    ///
+    /// It is computed when asked, some 100 µs: on a node whose kernel checked the signature nobody asks.
     #[must_use]
     pub fn layer_signed(&self, index: usize) -> bool {
-        self.signed.get(index).copied().unwrap_or(false)
+        let layer = self.seal.layers.get(index);
+        let signature = self.layer_signatures.get(index).and_then(Option::as_ref);
+        let (Some(layer), Some(der)) = (layer, signature) else { return false };
+        let parsed = Signature::parse(der, Content::Detached, "layer signature");
+        parsed.is_ok_and(|signature| {
+            let mut named = self.layer_signers.iter().filter(|one| signature.signer.names(one));
+            named.any(|one| signature.made_by(one, &layer.root_hash.signed_bytes()).is_ok())
+        })
     }
 }
 

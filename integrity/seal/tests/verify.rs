@@ -91,6 +91,7 @@ fn signatures_by_openssl_verify() {
         ("seal.deep-alone.p7s", &["deep"]),
         ("seal.deep-alone.p7s", &["ca", "middle"]),
         ("seal.stranger.p7s", &["stranger"]),
+        ("seal.under.p7s", &["sub"]),
     ] {
         assert_eq!(
             outcome(&claim(signature), keys, "version = 1", time(NOW)),
@@ -129,6 +130,8 @@ fn signers_that_do_not_count_are_refused() {
         ("seal.deep-alone.p7s", &["ca"], ErrorKind::SignerUnknown),
         ("seal.noca.p7s", &["ca"], ErrorKind::Certificate),
         ("seal.bynoca.p7s", &["ca"], ErrorKind::Certificate),
+        ("seal.under.p7s", &["ca"], ErrorKind::Certificate),
+        ("seal.under.p7s", &["middle"], ErrorKind::Certificate),
         ("seal.cipher.p7s", &["ca"], ErrorKind::Certificate),
         ("seal.cipher.p7s", &["cipher"], ErrorKind::Certificate),
         ("seal.tls.p7s", &["ca"], ErrorKind::Certificate),
