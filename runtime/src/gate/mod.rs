@@ -231,7 +231,7 @@ fn judged(
         }
     };
     mounts::weigh_specification(&mut findings, gate, request)?;
-    let image = mounts::Image::new(&proc, mount.as_fd(), request);
+    let image = mounts::Image::new(&proc, mount.as_fd(), request)?;
     let mounts = image.weigh_mounts(&mut findings, judge, request)?;
     let outcome = if findings.is_clean() { Outcome::Permitted } else { Outcome::Audit };
     let verdict = verdict(outcome, &findings.case, layers);

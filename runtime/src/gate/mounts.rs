@@ -7,19 +7,20 @@
 //! Code is what lies in the directories of [`CODE`], what is executable, and the program itself. Data of an image
 //! may be covered: containers live from configuration and volumes mounted over it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use hallmark_trust::config::GateConfig;
 use hallmark_trust::procfs::Procfs;
 use hallmark_trust::{Enforcement, ExecControl};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use super::audit::Findings;
 use super::refusal::Refusal;
 use super::stack::{Judge, Lower};
 use super::{MountDecision, MountKind, MountNamespace, MountRequest, Request};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// Directories that hold programs and libraries, wherever links lead to.
 const CODE: [&str; 15] = [
@@ -76,15 +77,26 @@ pub(super) struct Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    pub(super) fn new(proc: &'a Procfs, root: BorrowedFd<'a>, request: &Request<'_>) -> Self {
+    /// Looks for the program.
+    ///
+    /// # Errors
+    /// A place that the kernel does not tell us about.
+    pub(super) fn new(
+        proc: &'a Procfs,
+        root: BorrowedFd<'a>,
+        request: &Request<'_>,
+    ) -> Result<Self> {
         let mut image = Self { proc, root, program: None };
         let candidates = programs(request.args, request.env);
-        let found = candidates.iter().find_map(|path| Some((path.clone(), image.resolve(path)?)));
-        image.program = found.or_else(|| {
-            let path = candidates.into_iter().next()?;
-            Some((path.clone(), path))
-        });
-        image
+        for path in &candidates {
+            if let Some(resolved) = image.resolve(path)? {
+                image.program = Some((path.clone(), resolved));
+                return Ok(image);
+            }
+        }
+        // the image has none: a mount may bring it
+        image.program = candidates.into_iter().next().map(|path| (path.clone(), path));
+        Ok(image)
     }
 
     /// Decides on every mount, in the specification's order.
@@ -101,7 +113,7 @@ impl<'a> Image<'a> {
         for mount in request.mounts {
             let verified = self.is_verified(judge, mount)?;
             if !verified {
-                findings.weigh(self.may_hold_no_code(mount))?;
+                findings.weigh(self.may_hold_no_code(mount)?)?;
             }
             let exec_control = findings.case.exec_control;
             decisions.push(match mount.kind {
@@ -130,15 +142,17 @@ impl<'a> Image<'a> {
         Ok(judge.judge(self.proc, &[lower], &[], &[])?.result.is_ok())
     }
 
-    fn may_hold_no_code(&self, mount: &MountRequest) -> std::result::Result<(), Refusal> {
-        let destination = mount.destination.clone();
+    fn may_hold_no_code(&self, mount: &MountRequest) -> Result<std::result::Result<(), Refusal>> {
+        let destination = plain(&mount.destination);
         let source_path = mount.source.clone().unwrap_or_else(|| PathBuf::from("none"));
-        let covered = self.resolve(&destination);
-        if covered.as_deref().is_some_and(|covered| self.holds_code(covered)) {
-            return Err(Refusal::MountHidesCode { destination, source_path });
+        let covered = self.resolve(&destination)?;
+        if let Some(covered) = &covered
+            && self.holds_code(covered)?
+        {
+            return Ok(Err(Refusal::MountHidesCode { destination, source_path }));
         }
         let covered = covered.unwrap_or_else(|| destination.clone());
-        match &self.program {
+        Ok(match &self.program {
             Some((asked, resolved))
                 if asked.starts_with(&destination) || resolved.starts_with(&covered) =>
             {
@@ -146,47 +160,63 @@ impl<'a> Image<'a> {
                 Err(Refusal::ProgramUnverified { program, destination, source_path })
             }
             _ => Ok(()),
-        }
+        })
     }
 
     /// Whether there is code of the image at this place.
-    fn holds_code(&self, path: &Path) -> bool {
-        let Some(mode) = self.mode(path) else { return false };
+    fn holds_code(&self, path: &Path) -> Result<bool> {
+        let Some(fd) = self.open(path, OFlags::PATH)? else { return Ok(false) };
+        let mode = rustix::fs::fstat(&fd).context(|| path.display().to_string())?.st_mode;
         let in_code = CODE.iter().any(|code| path.starts_with(code));
-        match FileType::from_raw_mode(mode) {
+        Ok(match FileType::from_raw_mode(mode) {
             FileType::Directory => {
                 let above = CODE.iter().any(|code| Path::new(code).starts_with(path));
-                (in_code || above) && !self.is_empty(path)
+                (in_code || above) && !self.is_empty(path)?
             }
             FileType::RegularFile => in_code || mode & 0o111 != 0,
             _ => false,
-        }
+        })
     }
 
     /// Where a path of the container leads, if the image has it.
-    fn resolve(&self, path: &Path) -> Option<PathBuf> {
-        let fd = self.open(path, OFlags::PATH).ok()?;
-        let resolved = std::fs::read_link(self.proc.path_of(fd.as_fd())).ok()?;
+    fn resolve(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let Some(fd) = self.open(path, OFlags::PATH)? else { return Ok(None) };
         // the mount is attached nowhere, so the kernel names its files from its root
-        resolved.is_absolute().then_some(resolved)
+        let resolved = std::fs::read_link(self.proc.path_of(fd.as_fd()))
+            .context(|| path.display().to_string())?;
+        if resolved.is_absolute() {
+            return Ok(Some(resolved));
+        }
+        let (path, found) = (path.display(), resolved.display());
+        Err(Error::system(format!("{path}: leads to {found}, expected an absolute path")))
     }
 
-    fn mode(&self, path: &Path) -> Option<u32> {
-        let fd = self.open(path, OFlags::PATH).ok()?;
-        rustix::fs::fstat(&fd).ok().map(|stat| stat.st_mode)
+    fn is_empty(&self, path: &Path) -> Result<bool> {
+        let Some(fd) = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)? else {
+            return Ok(true);
+        };
+        for entry in Dir::read_from(&fd).context(|| path.display().to_string())? {
+            let entry = entry.context(|| path.display().to_string())?;
+            if entry.file_name() != c"." && entry.file_name() != c".." {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    /// Unreadable counts as not empty.
-    fn is_empty(&self, path: &Path) -> bool {
-        let Ok(fd) = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY) else { return false };
-        let Ok(entries) = Dir::read_from(&fd) else { return false };
-        let mut names = entries.flatten().map(|entry| entry.file_name().to_bytes().to_vec());
-        names.all(|name| name == b"." || name == b"..")
-    }
-
-    fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<std::os::fd::OwnedFd> {
+    /// `None` where the image has nothing.
+    fn open(&self, path: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        loop {
+            let flags = flags | OFlags::CLOEXEC;
+            match rustix::fs::openat2(self.root, path, flags, Mode::empty(), resolve) {
+                Ok(fd) => return Ok(Some(fd)),
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+                // a rename anywhere raced with "..": the kernel asks to try again
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => return Err(errno).context(|| path.display().to_string()),
+            }
+        }
     }
 }
 
@@ -219,6 +249,6 @@ fn plain(path: &Path) -> PathBuf {
 
 fn is_erofs(fd: BorrowedFd<'_>) -> Result<bool> {
     const EROFS: u64 = 0xE0F5_E1E2;
-    let statfs = rustix::fs::fstatfs(fd).map_err(|errno| Error::from(errno).within("fstatfs"))?;
+    let statfs = rustix::fs::fstatfs(fd).context(|| "fstatfs")?;
     Ok(u64::try_from(statfs.f_type) == Ok(EROFS))
 }
