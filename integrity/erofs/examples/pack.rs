@@ -26,7 +26,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("diffID       {}", packed.diff_id());
     println!("root hash    {hash}, {blocks} data blocks, {} bytes", packed.image_len());
     let mut image = Image::open(&file, &Limits::default())?;
-    let (volume, entries) = (image.volume()?, image.entries()?.len());
+    let (volume, mut entries) = (image.volume()?, 0u64);
+    image.walk(|_| {
+        entries += 1;
+        Ok::<_, hallmark_erofs::Error>(())
+    })?;
     println!("{entries} entries, hash start block {}", volume.hash_start_block());
     #[expect(clippy::cast_precision_loss, reason = "a speed to three digits")]
     let speed = packed.tar_len() as f64 / 1e6 / seconds;

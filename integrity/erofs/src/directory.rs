@@ -67,8 +67,10 @@ pub(crate) fn encode<'a>(
 }
 
 fn encode_block(entries: &[(&[u8], Target)]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(BLOCK);
     let mut at = entries.len().saturating_mul(DIRENT);
+    let names = entries.iter().fold(0, |sum: usize, (name, _)| sum.saturating_add(name.len()));
+    // Exactly: the tails of all directories are in memory at once.
+    let mut bytes = Vec::with_capacity(at.saturating_add(names));
     for (name, target) in entries {
         bytes.extend(target.nid.0.to_le_bytes());
         bytes.extend(u16::try_from(at).unwrap_or(u16::MAX).to_le_bytes());

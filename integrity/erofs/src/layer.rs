@@ -7,7 +7,7 @@
 //! | `/a`, `./a`, `a/`, `b/../a`, `../a` | `a`: cleaned as text, never above the root |
 //! | below a symlink of the same layer | resolved inside the layer, at most 40 symlinks |
 //! | below a symlink of a lower layer | a directory: lower layers are not known here |
-//! | below a directory without entry | directories 0755 0:0 at time 0 |
+//! | below a directory without entry | directories 0755 0:0 at time 0; a lower layer's owner and mode are not known here |
 //! | below a file, device or FIFO | error |
 //! | a directory where one is | merged: owner, mode, time replaced, attributes added |
 //! | anything else where something is | replaced, with all that was below |

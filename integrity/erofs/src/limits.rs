@@ -1,6 +1,6 @@
 //! How much a hostile layer may cost.
 
-/// The most that [`pack`](crate::pack) and [`Image`](crate::Image) accept of a layer.
+/// The most that [`pack`](fn@crate::pack) and [`Image`](crate::Image) accept of a layer.
 ///
 /// The defaults are above what real images hold and low enough that the worst layer ends with an
 /// error before it exhausts a node.

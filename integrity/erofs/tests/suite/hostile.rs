@@ -1,11 +1,14 @@
 //! Tars and images that are refused, and that nothing makes panic.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::process::Command;
 
-use hallmark_erofs::{Compression, ErrorKind, Image, Limits, pack};
+use hallmark_erofs::{Compression, EntryKind, ErrorKind, Image, Limits, pack};
 use proptest::prelude::*;
 
+use crate::oracle::has;
 use crate::tarball::{Item, Tar, pack_tar, record, show};
 
 fn refused(tar: &[u8], kind: ErrorKind, message: &str) {
@@ -217,7 +220,7 @@ fn read_all(bytes: &[u8]) -> Result<usize, hallmark_erofs::Error> {
     image.volume()?;
     let entries = image.entries()?;
     for entry in &entries {
-        if matches!(entry.kind, hallmark_erofs::EntryKind::File { .. }) {
+        if matches!(entry.kind, EntryKind::File { .. }) {
             image.content(entry, &mut std::io::sink().by_ref())?;
         }
     }
@@ -281,6 +284,81 @@ proptest! {
         if let Ok((_, file)) = pack_tar(&tar) {
             Image::open(&file, &Limits::default()).unwrap().entries().unwrap();
         }
+    }
+}
+
+/// Regular files that GNU tar finds in an archive, or `None` if it complains.
+fn gnu_tar_files(tar: &[u8]) -> Option<BTreeMap<Vec<u8>, u64>> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(tar).unwrap();
+    let output = Command::new("tar")
+        .args(["--list", "-vv", "--numeric-owner", "--full-time", "--quoting-style=escape"])
+        .arg("--absolute-names")
+        .arg("--file")
+        .arg(file.path())
+        .env("LC_ALL", "C")
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        return None;
+    }
+    let mut files = BTreeMap::new();
+    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        // type and mode, owner, size, date, time, name
+        let fields: Vec<&[u8]> = line.splitn(2, |byte| *byte == b' ').collect();
+        let text = String::from_utf8_lossy(fields[1]).into_owned();
+        let mut words = text.split_whitespace();
+        let (owner, size) = (words.next().unwrap(), words.next().unwrap());
+        let (date, time) = (words.next().unwrap(), words.next().unwrap());
+        assert!(owner.contains('/') && date.contains('-'), "{text}");
+        let name = text.split_once(time).unwrap().1.strip_prefix(' ').unwrap();
+        let name: Vec<&str> = name.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+        let name = name.join("/").into_bytes();
+        files.remove(&name);
+        if fields[0].starts_with(b"-") {
+            files.insert(name, size.parse().unwrap());
+        }
+    }
+    Some(files)
+}
+
+/// What is under a header's numeric field or in an extended header, one way or another.
+fn twisted() -> impl Strategy<Value = Vec<Item>> {
+    let size = prop::sample::select(vec!["0", "1", "512", "600", "1024", "1536", "2048"]);
+    let flag = prop::sample::select(b"00xLg5".to_vec());
+    let item = (flag, size.clone(), prop::option::of(size), prop::option::of(0u64..2048)).prop_map(
+        |(flag, size, pax, stated)| {
+            let inner = Tar::of([Item::file("inner", "smuggled")]);
+            let mut content = inner[..size.parse::<usize>().unwrap().min(inner.len())].to_vec();
+            if flag == b'x' || flag == b'g' {
+                content = pax.map_or(Vec::new(), |size| record(b"size", size.as_bytes()));
+            }
+            Item { content, size: stated, ..Item::new(flag, format!("n{size}")) }
+        },
+    );
+    prop::collection::vec(item, 1..5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// CVE-2025-62518 and its kind: two readers of one archive must find the same files.
+    #[test]
+    fn what_is_accepted_means_the_same_to_gnu_tar(items in twisted()) {
+        prop_assume!(has("tar"));
+        let mut tar = Tar::default();
+        items.iter().for_each(|item| tar.raw(item));
+        tar.push(Item::file("last", "content"));
+        let tar = tar.end();
+        let Ok((_, file)) = pack_tar(&tar) else { return Ok(()) };
+        let mut ours = BTreeMap::new();
+        for entry in Image::open(&file, &Limits::default()).unwrap().entries().unwrap() {
+            if let EntryKind::File { size } = entry.kind {
+                ours.insert(entry.path, size);
+            }
+        }
+        let theirs = gnu_tar_files(&tar);
+        prop_assert_eq!(theirs, Some(ours));
     }
 }
 

@@ -299,3 +299,90 @@ fn generated_layers_are_the_same() {
     });
     outcome.unwrap();
 }
+
+/// Mounts the images $1 (lower) and $2 (upper) and an overlay of them, and lists that.
+const SHOW_OVERLAY: &str = r#"
+    mkdir "$3/lower" "$3/upper" "$3/merged"
+    mount -t erofs -o loop,ro "$1" "$3/lower"
+    mount -t erofs -o loop,ro "$2" "$3/upper"
+    mount -t overlay -o "ro,lowerdir=$3/upper:$3/lower" overlay "$3/merged"
+    cd "$3/merged" && find . -mindepth 1 -printf '%P %y %m ' \( -type f -exec cat {} \; \
+        -o -true \) -printf '\n' | sort > "$3/list"
+"#;
+
+/// What overlayfs makes of two layers.
+fn overlaid(lower: Vec<Item>, upper: Vec<Item>) -> Vec<String> {
+    let images = [lower, upper].map(|items| with_path(&mut pack_tar(&Tar::of(items)).unwrap().1));
+    let directory = TempDir::new().unwrap();
+    shell(SHOW_OVERLAY, &[images[0].path(), images[1].path(), directory.path()]);
+    let list = std::fs::read_to_string(directory.path().join("list")).unwrap();
+    list.lines().map(|line| line.trim_end().to_owned()).collect()
+}
+
+#[test]
+fn overlayfs_understands_whiteouts_and_opaque_directories() {
+    if !can_mount() {
+        return;
+    }
+    let lower = vec![
+        Item::file("file", "lower"),
+        Item::file("kept", "lower"),
+        Item::file("dir/a", "lower"),
+        Item::file("dir/b", "lower"),
+        Item::file("opaque/old", "lower"),
+        Item::file("replaced/old", "lower"),
+        Item::file("gone/deep/old", "lower"),
+    ];
+    let upper = vec![
+        Item::file(".wh.file", ""),
+        Item::file("dir/.wh.a", ""),
+        Item::file("dir/c", "upper"),
+        Item::file("opaque/new", "upper"),
+        Item::file("opaque/.wh..wh..opq", ""),
+        Item::file(".wh.replaced", ""),
+        Item { mode: 0o700, ..Item::dir("replaced") },
+        Item::file("replaced/new", "upper"),
+        Item::file(".wh.gone", ""),
+        Item::file(".wh.never", ""),
+    ];
+    assert_eq!(
+        overlaid(lower, upper),
+        [
+            "dir d 755",
+            "dir/b f 644 lower",
+            "dir/c f 644 upper",
+            "kept f 644 lower",
+            "opaque d 755",
+            "opaque/new f 644 upper",
+            "replaced d 700",
+            "replaced/new f 644 upper",
+        ]
+    );
+}
+
+#[test]
+fn overlayfs_sees_no_attributes_from_a_tar() {
+    if !can_mount() {
+        return;
+    }
+    let lower = vec![Item::file("secret", "lower"), Item::file("dir/old", "lower")];
+    let upper = vec![
+        Item::file("graft", "upper")
+            .xattr("trusted.overlay.metacopy", "")
+            .xattr("trusted.overlay.redirect", "/secret"),
+        Item::dir("dir").xattr("trusted.overlay.opaque", "y"),
+        Item::dir("other").xattr("trusted.overlay.redirect", "/dir"),
+        Item::file("white", "upper").xattr("trusted.overlay.whiteout", ""),
+    ];
+    assert_eq!(
+        overlaid(lower, upper),
+        [
+            "dir d 755",
+            "dir/old f 644 lower",
+            "graft f 644 upper",
+            "other d 755",
+            "secret f 644 lower",
+            "white f 644 upper",
+        ]
+    );
+}
