@@ -1,4 +1,16 @@
 //! What makes a layer trusted: IPE policy, trust set, evidence, gate.
+//!
+//! | module | is | reads |
+//! |---|---|---|
+//! | [`gate`] | the decision: [`gate::judge`] | nothing |
+//! | [`evidence`] | what the kernel says of an open lower | the kernel |
+//! | [`set`] | keys, revocations, policy | root's files, the kernel |
+//! | [`exec_control`] | who controls execution on the node | securityfs |
+//! | [`ipe`] | the kernel's policy language | nothing |
+//! | [`config`] | the node's configuration | root's file |
+//! | [`strict_file`], [`procfs`] | files of root alone, a verified `/proc` | |
+//!
+//! Start with [`gate`]; its tamper table says what is refused.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::print_stdout, reason = "a skipped test says why"))]
 

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::Strength;
     use crate::evidence::{Collector, Evidence, Volume};
-    use crate::gate::is_one_whole_layer;
+    use crate::gate::layer::is_one_whole_layer;
     use crate::procfs::Procfs;
     use crate::testing::{Layer, has_device_mapper, privately, sh};
 

@@ -11,10 +11,11 @@ use hallmark_seal::{
 use hallmark_sys::dm::{VerityStatus, VerityTarget};
 use hallmark_verity::{DataBlocks, DiffId, LayerDigest, Salt, VolumeParams};
 
+use super::layer::EROFS;
 use super::*;
-use crate::evidence::{self, ActivationRecord, DeviceKind, DmVerity, Record, Rehashed};
+use crate::evidence::{self, ActivationRecord, DeviceKind, DmVerity, Record, Rehashed, Volume};
 use crate::ipe::Policy;
-use crate::set::{TrustError, TrustedPolicy, Unpinned};
+use crate::set::{PolicySource, TrustError, TrustedPolicy};
 use crate::testing::Signer;
 
 type Judged = Result<LaunchPermit, Refusal>;
