@@ -261,6 +261,20 @@ mod tests {
         assert_eq!(forged.options, ["ignore_corruption"]);
     }
 
+    /// As Linux 6.12 printed it of a device that this crate had made with a signature.
+    #[test]
+    fn a_line_of_the_kernels_is_understood() {
+        let target = VerityTarget::parse(
+            "1 7:2 7:2 4096 4096 2 3 sha256 \
+             03865b5a3dbddf0b78e8db74a12ad479ff66f21ab2408dc2037b6edf5fb59610 \
+             5f788159610d33007b120afc73f39a46687c8f9d04a661c58e92c4335d49ea8c \
+             2 root_hash_sig_key_desc hallmark:hallmark-03865b5a3dbddf0b-s-672584e3",
+        )
+        .unwrap();
+        assert!(target.signed && target.options.is_empty());
+        assert_eq!((target.data_blocks, target.hash_start, target.salt.len()), (2, 3, 32));
+    }
+
     #[test]
     fn a_dash_is_an_empty_salt() {
         let text = line("").replace("aabb", "-");
