@@ -104,6 +104,10 @@ impl Certificate {
         printable(&self.parsed().issuer().to_string())
     }
 
+    pub(crate) fn is_self_issued(&self) -> bool {
+        self.parsed().issuer() == self.parsed().subject()
+    }
+
     pub(crate) fn not_before(&self) -> Timestamp {
         Timestamp::from_unix_seconds(
             self.parsed().validity().not_before.to_unix_duration().as_secs(),

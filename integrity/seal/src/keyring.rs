@@ -137,22 +137,26 @@ impl<'a> Trust<'a> {
         signer.may_sign()?;
         let mut search = Search { trust: *self, others, path: vec![signer], checks: 0, why: None };
         if !search.reaches_keyring()? {
-            let issuer = signer.issuer_name();
-            return Err(search.why.unwrap_or_else(|| {
-                Error::new(
-                    ErrorKind::SignerUnknown,
-                    signer.to_string(),
-                    format_args!("issuer {issuer:?}, not in the keyring"),
-                    format_args!(
-                        "the certificate or its issuer's among the {} of the keyring",
-                        self.keyring.anchors.len()
-                    ),
-                )
-            }));
+            return Err(search.why.unwrap_or_else(|| self.unknown(signer)));
         }
         let chain = search.path;
         self.revocations.of_chain(&chain, self.issued)?;
         Ok(chain)
+    }
+
+    fn unknown(&self, signer: &Certificate) -> Error {
+        let fingerprint = hex::encode(signer.fingerprint());
+        let found = if signer.is_self_issued() {
+            format!("a self-signed certificate sha256:{fingerprint} that is not in the keyring")
+        } else {
+            let issuer = signer.issuer_name();
+            format!("certificate sha256:{fingerprint} of issuer {issuer:?}, not in the keyring")
+        };
+        let expected = format_args!(
+            "the certificate or its issuer's among the {} of the keyring",
+            self.keyring.anchors.len()
+        );
+        Error::new(ErrorKind::SignerUnknown, signer.to_string(), found, expected)
     }
 
     fn valid(&self, certificate: &Certificate) -> Result<()> {
@@ -183,7 +187,8 @@ impl<'a> Search<'a> {
         if self.trust.keyring.holds(last) {
             return Ok(true);
         }
-        if self.path.len() >= MAX_CHAIN {
+        // the issuer of a self-issued certificate is itself: another of the same name did not issue it
+        if self.path.len() >= MAX_CHAIN || last.is_self_issued() {
             return Ok(false);
         }
         let issuers = self.trust.keyring.anchors.iter().chain(self.others);
