@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<()> {
     match NodeConfig::load(&arguments.config) {
         Ok(loaded) => report.node(&arguments.config, &loaded, best),
         Err(error) => {
-            report.kernel();
+            report.kernel(ExecControl::LaunchOnly);
             report.faults.push(crate::chain(&error));
         }
     }
@@ -62,14 +62,11 @@ impl Report {
     /// The best evidence a layer can have on this kernel.
     fn evidence(&mut self) -> Strength {
         let (mapper, best) = match hallmark_sys::dm::version() {
-            Ok((major, minor, patch)) if signatures() => (
-                format!("device-mapper {major}.{minor}.{patch}, checks signatures"),
-                Strength::DmVeritySigned,
-            ),
             Ok((major, minor, patch)) => {
-                (format!("device-mapper {major}.{minor}.{patch}"), Strength::DmVerity)
+                let (verity, best) = verity_target();
+                (format!("device-mapper {major}.{minor}.{patch}, {verity}"), best)
             }
-            Err(error) => (format!("none: {}", crate::chain(&error)), Strength::Rehashed),
+            Err(error) => (format!("none ({})", crate::chain(&error)), Strength::Rehashed),
         };
         self.line("device-mapper", mapper);
         let verity = Path::new("/proc/sys/fs/verity").is_dir()
@@ -82,10 +79,15 @@ impl Report {
         best
     }
 
-    fn kernel(&mut self) {
+    /// Who controls execution, and whether that is enough.
+    fn kernel(&mut self, asked: ExecControl) {
         let kernel = exec_control::read();
-        let why = kernel.weakness().map(|weakness| format!(": {}", crate::chain(weakness)));
-        self.line("exec control", format!("{}{}", kernel.exec_control(), why.unwrap_or_default()));
+        let why = kernel.weakness().map(|weakness| format!(" ({})", crate::chain(weakness)));
+        let found = format!("{}{}", kernel.exec_control(), why.unwrap_or_default());
+        self.line("exec control", found.clone());
+        if kernel.exec_control() < asked {
+            self.faults.push(format!("exec control: found {found}, exec_control is {asked}"));
+        }
     }
 
     fn node(&mut self, path: &Path, loaded: &LoadedConfig, best: Strength) {
@@ -95,7 +97,7 @@ impl Report {
         self.line("mode", gate.mode.as_str());
         self.line("asks for evidence", gate.minimum_evidence.as_str());
         self.line("asks for exec control", gate.exec_control.as_str());
-        self.kernel();
+        self.kernel(gate.exec_control);
         if best < gate.minimum_evidence {
             self.faults.push(format!(
                 "evidence: found at best {best}, minimum_evidence is {}",
@@ -123,12 +125,7 @@ impl Report {
                 .push(format!("policy: found none, expected one in the kernel or in {expected}"));
         }
         self.line("policy", policy.unwrap_or_else(|| "none".into()));
-        let (found, asked) = (set.exec_control(), config.gate.exec_control);
-        if found < asked {
-            let why = set.weakness().unwrap_or("unknown");
-            self.faults
-                .push(format!("exec control: found {found} ({why}), exec_control is {asked}"));
-        }
+        let asked = config.gate.exec_control;
         // a pin binds whatever is configured; without one a file is only missed where the kernel is to control exec
         let counts = set.unpinned().iter().filter(|file| file.pinned || asked == ExecControl::Ipe);
         for file in counts {
@@ -140,7 +137,15 @@ impl Report {
     }
 }
 
-/// Whether dm-verity of this kernel can check the signature of a root hash: the parameter is there only then.
-fn signatures() -> bool {
-    Path::new("/sys/module/dm_verity/parameters/require_signatures").is_file()
+/// What dm-verity of this kernel can do. It has the parameter exactly where it checks signatures of root hashes; a module
+/// that nothing has loaded yet does not tell.
+fn verity_target() -> (&'static str, Strength) {
+    let module = Path::new("/sys/module/dm_verity");
+    if module.join("parameters/require_signatures").is_file() {
+        ("dm-verity checks signatures", Strength::DmVeritySigned)
+    } else if module.is_dir() {
+        ("dm-verity checks no signatures", Strength::DmVerity)
+    } else {
+        ("dm-verity not loaded (after modprobe dm-verity more can be said)", Strength::DmVerity)
+    }
 }

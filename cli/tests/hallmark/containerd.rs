@@ -2,21 +2,13 @@
 //!
 //! Needs root, and containerd with ctr: from the components cache of the integration tests, else from the path.
 //! A private daemon with its own root, state and socket is started and ended.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "tests stop at the first thing that is not as it should be"
-)]
-
-mod images;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use images::{Image, blob_name};
+use crate::images::{Image, blob_name};
 
 /// A containerd of our own, ended with the test.
 struct Daemon {
