@@ -9,6 +9,7 @@
 //! | a size on anything but a regular file | refused: some skip content there, some do not |
 //! | PAX path and GNU long name for one entry | refused |
 //! | two `x`, two `L` or two `K` before one entry, or `g` between them | refused |
+//! | a GNU long name without a NUL in its size | refused: GNU tar reads on behind it |
 //! | `x`, `L` or `K` before the end of the archive | refused |
 //! | one zero block and then an entry | refused |
 //! | no zero blocks at the end | accepted, as everywhere; what truncated it the digest shows |
@@ -117,8 +118,8 @@ impl TarReader {
                         return Err(at("global extended headers are too long"));
                     }
                 }
-                b'L' => once(&mut pending.name, until_nul(&bytes).to_vec()).map_err(at)?,
-                _ => once(&mut pending.link, until_nul(&bytes).to_vec()).map_err(at)?,
+                b'L' => once(&mut pending.name, long_name(&bytes).map_err(at)?).map_err(at)?,
+                _ => once(&mut pending.link, long_name(&bytes).map_err(at)?).map_err(at)?,
             }
         }
     }
@@ -370,6 +371,13 @@ fn either(pax: Option<Vec<u8>>, gnu: Option<Vec<u8>>) -> Result<Option<Vec<u8>>,
         (Some(_), Some(_)) => Err("entry has a PAX path and a GNU long name"),
         (pax, gnu) => Ok(pax.or(gnu)),
     }
+}
+
+fn long_name(bytes: &[u8]) -> Result<Vec<u8>, &'static str> {
+    if !bytes.contains(&0) {
+        return Err("GNU long name does not end");
+    }
+    Ok(until_nul(bytes).to_vec())
 }
 
 fn until_nul(bytes: &[u8]) -> &[u8] {

@@ -84,7 +84,7 @@ fn long_names_in_all_three_ways() {
     let target = "t".repeat(300);
     gnu.raw(&Item {
         magic,
-        content: target.clone().into_bytes(),
+        content: format!("{target}\0").into_bytes(),
         ..Item::new(b'K', "././@LongLink")
     });
     gnu.raw(&Item { magic, ..Item::symlink("l", &target[..100]) });

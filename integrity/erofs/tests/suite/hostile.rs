@@ -80,6 +80,7 @@ fn headers_that_readers_disagree_about() {
         (vec![long.clone(), x(&path), file.clone()], "PAX path and a GNU long name"),
         (vec![x(&path), x(&path), file.clone()], "two extended headers"),
         (vec![long.clone(), long.clone(), file.clone()], "two extended headers"),
+        (vec![Item { size: Some(1), ..long.clone() }, file.clone()], "long name does not end"),
         (vec![x(&path), global.clone(), file.clone()], "inside an entry's headers"),
         (vec![file.clone(), x(&path)], "ends after an extended header"),
         (vec![x(b"12 path=abc"), file.clone()], "extended header is malformed"),
@@ -340,7 +341,7 @@ fn twisted() -> impl Strategy<Value = Vec<Item>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     /// CVE-2025-62518 and its kind: two readers of one archive must find the same files.
     #[test]
