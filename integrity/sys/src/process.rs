@@ -6,10 +6,8 @@
 //! set_mempolicy(2), keyctl(2), signalfd(2), netdevice(7).
 
 use std::ffi::{CStr, CString};
-use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 
 use rustix::process::Pid;
 pub use rustix::thread::UnshareFlags as Namespaces;
@@ -124,15 +122,16 @@ pub fn unshare(namespaces: Namespaces) -> Result<()> {
 }
 
 fn require_one_thread(call: &str) -> Result<()> {
-    // a directory's link count is 2 and one for each subdirectory: here, one for each thread
-    let tasks = fs::metadata("/proc/self/task")
-        .map_err(|error| Error::io("stat(/proc/self/task)", &error))?;
-    match tasks.nlink() {
-        3 => Ok(()),
-        links => Err(Error::malformed(
-            call,
-            format!("needs one thread, found {}", links.saturating_sub(2)),
-        )),
+    // unshare(2): CLONE_THREAD changes nothing in a process of one thread and is EINVAL in any other. No look into
+    // /proc, which is another PID namespace's once a mount namespace is joined.
+    let flags = rustix::thread::UnshareFlags::from_bits_retain(libc::CLONE_THREAD.unsigned_abs());
+    // SAFETY: CLONE_THREAD alone moves nothing, least of all descriptors.
+    match unsafe { rustix::thread::unshare_unsafe(flags) } {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::INVAL) => {
+            Err(Error::malformed(call, "needs a process of one thread"))
+        }
+        Err(errno) => Err(Error::call("unshare(CLONE_THREAD)", errno)),
     }
 }
 
