@@ -1,0 +1,116 @@
+//! Copies of mounts, by descriptor: the sources of bind mounts, opened in the host's namespaces.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hallmark_sys::mount::{self, Change, Extent, Propagation};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+
+use super::root::PointKind;
+use crate::error::{Context, Result};
+use crate::spec::{IdMappedMount, IdMaps, MountKind, Plan, RootPropagation};
+
+/// A detached copy of what a bind mount shows.
+#[derive(Debug)]
+pub(crate) struct Bind {
+    pub(crate) tree: OwnedFd,
+    pub(crate) kind: PointKind,
+    pub(crate) is_procfs: bool,
+}
+
+/// Opens the source of every bind mount of `plan` and copies its mount, while the host's paths and rights are at hand.
+///
+/// `user_namespace` makes one with the given maps, for id-mapped mounts.
+///
+/// # Errors
+/// A source that is not there; an id map that the kernel refuses.
+pub(crate) fn open_binds(
+    plan: &Plan,
+    user_namespace: impl Fn(&IdMaps) -> Result<OwnedFd>,
+) -> Result<Vec<Option<Bind>>> {
+    plan.mounts
+        .iter()
+        .map(|mount| {
+            let MountKind::Bind(extent) = mount.kind else { return Ok(None) };
+            let source = mount.source.as_deref().unwrap_or_else(|| std::path::Path::new("/"));
+            let what = || {
+                format!(
+                    "error mounting {:?} to rootfs at {:?}",
+                    source.display(),
+                    mount.destination
+                )
+            };
+            let bind = open_bind(source, extent, plan.root_propagation).context(what)?;
+            if let Some(id_map) = &mount.id_map {
+                translate(&bind, id_map, plan, &user_namespace).context(what)?;
+            }
+            Ok(Some(bind))
+        })
+        .collect()
+}
+
+fn open_bind(
+    source: &std::path::Path,
+    extent: Extent,
+    root: Option<RootPropagation>,
+) -> Result<Bind> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(CWD, source, flags, Mode::empty())
+        .context(|| format!("open {}", source.display()))?;
+    let mode = rustix::fs::fstat(&fd).context(|| "fstat")?.st_mode;
+    let kind = match FileType::from_raw_mode(mode) {
+        FileType::Directory => PointKind::Directory,
+        _ => PointKind::File,
+    };
+    let magic = rustix::fs::fstatfs(&fd).context(|| "fstatfs")?.f_type;
+    let tree = clone_tree(fd.as_fd(), extent)?;
+    // what is mounted inside the container later must not show on the host, unless the whole root is to be shared
+    let (propagation, extent) = match root {
+        None => (Propagation::Slave, Extent::Tree),
+        Some(root) => (root.kind, root.extent),
+    };
+    if propagation != Propagation::Unbindable {
+        let change = Change { propagation: Some(propagation), ..Change::default() };
+        mount::set_attributes(&tree, extent, &change)?;
+    }
+    let is_procfs = u64::try_from(magic) == Ok(crate::procfs::PROC_SUPER_MAGIC);
+    Ok(Bind { tree, kind, is_procfs })
+}
+
+fn translate(
+    bind: &Bind,
+    id_map: &IdMappedMount,
+    plan: &Plan,
+    user_namespace: &impl Fn(&IdMaps) -> Result<OwnedFd>,
+) -> Result<()> {
+    let maps = if id_map.maps.is_empty() { &plan.namespaces.id_maps } else { &id_map.maps };
+    let namespace = user_namespace(maps)?;
+    let change = Change { id_map: Some(namespace.as_fd()), ..Change::default() };
+    Ok(mount::set_attributes(&bind.tree, id_map.extent, &change)?)
+}
+
+/// A detached copy of the mount that `fd` is in, starting at `fd`.
+pub(super) fn clone_tree(fd: BorrowedFd<'_>, extent: Extent) -> Result<OwnedFd> {
+    rustix::mount::open_tree(fd, "", copy_flags(extent)).context(|| "open_tree(OPEN_TREE_CLONE)")
+}
+
+/// Attaches a mount on top of `target`.
+pub(super) fn move_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    rustix::mount::move_mount(mount, "", target, "", by_descriptor()).context(|| "move_mount")
+}
+
+/// Flags that name both ends of a move by descriptor alone.
+fn by_descriptor() -> MoveMountFlags {
+    MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
+}
+
+/// Flags of a copy of a mount, with or without what is mounted beneath.
+fn copy_flags(extent: Extent) -> OpenTreeFlags {
+    let one = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    match extent {
+        Extent::Mount => one,
+        Extent::Tree => one | OpenTreeFlags::AT_RECURSIVE,
+    }
+}

@@ -1,0 +1,302 @@
+//! The mounts of the configuration, in their order, each made detached, given its attributes, and attached by
+//! descriptor.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hallmark_sys::mount::{self, Attributes, Change, Extent};
+use rustix::fs::{Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use super::attach::{self, Bind};
+use super::root::{PointKind, Root};
+use super::{Init, cgroups};
+use crate::error::{Context, Error, Result};
+use crate::procfs::PROC_SUPER_MAGIC;
+use crate::spec::{CopyUp, MountKind, MountPlan};
+
+/// The only files of /proc that something may be mounted on: what lxcfs serves, and two settings.
+const COVERABLE: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// Makes all mounts; returns those that have to become read-only once everything is in them.
+pub(super) fn mount_all(init: &mut Init<'_>, root: &Root) -> Result<Vec<OwnedFd>> {
+    let plan = init.plan;
+    let label = plan.mount_label.as_deref();
+    if let Some(label) = label {
+        super::label::require_selinux(init.common.procfs, label)?;
+    }
+    let mut late = Vec::new();
+    let binds = std::mem::take(&mut init.binds);
+    for (mount, bind) in plan.mounts.iter().zip(binds) {
+        let made = one(mount, bind, root, init, label).context(|| {
+            let source =
+                mount.source.as_deref().map_or_else(String::new, |s| s.display().to_string());
+            format!("error mounting {source:?} to rootfs at {:?}", mount.destination)
+        })?;
+        if let Some(made) = made
+            && is_late(mount)
+        {
+            late.push(made);
+        }
+    }
+    Ok(late)
+}
+
+/// Files have yet to be made in /dev, and a tmpfs has yet to get its content.
+fn is_late(mount: &MountPlan) -> bool {
+    mount.set.contains(Attributes::READ_ONLY)
+        && (matches!(mount.kind, MountKind::Tmpfs(_)) || mount.destination == "/dev")
+}
+
+fn one(
+    mount: &MountPlan,
+    bind: Option<Bind>,
+    root: &Root,
+    init: &Init<'_>,
+    label: Option<&str>,
+) -> Result<Option<OwnedFd>> {
+    let made = match (&mount.kind, bind) {
+        (MountKind::Bind(_), Some(bind)) => bind_one(mount, bind, root)?,
+        (MountKind::Bind(_), None) => return Err(Error::system("bind mount without a source")),
+        (MountKind::Cgroup, _) => {
+            let shown = init.cgroups.as_ref();
+            let shown = shown.ok_or_else(|| Error::system("cgroup mount without cgroups"))?;
+            return cgroups::mount(mount, shown, root).map(|()| None);
+        }
+        (MountKind::Proc, _) => virtual_one(mount, "proc", root)?,
+        (MountKind::Sysfs, _) => virtual_one(mount, "sysfs", root)?,
+        (MountKind::Mqueue, _) => {
+            let made = file_system(mount, "mqueue", root, None)?;
+            if let Some(label) = label {
+                // the file system takes no context= option
+                rustix::fs::fsetxattr(
+                    &made,
+                    "security.selinux",
+                    label.as_bytes(),
+                    XattrFlags::empty(),
+                )
+                .context(|| format!("label {label:?}"))?;
+            }
+            made
+        }
+        (MountKind::Tmpfs(copy_up), _) => tmpfs(mount, *copy_up, root, label)?,
+        (MountKind::Other(name), _) => file_system(mount, name, root, label)?,
+    };
+    finish(mount, made.as_fd())?;
+    Ok(Some(made))
+}
+
+/// Recursive attributes and propagation, on the attached mount.
+pub(super) fn finish(mount: &MountPlan, made: BorrowedFd<'_>) -> Result<()> {
+    let tree = Change {
+        set: mount.tree_set,
+        clear: atime_aware(mount.tree_set, mount.tree_clear),
+        ..Change::default()
+    };
+    if !tree.is_empty() {
+        mount::set_attributes(made, Extent::Tree, &tree)?;
+    }
+    for (propagation, extent) in &mount.propagation {
+        let change = Change { propagation: Some(*propagation), ..Change::default() };
+        mount::set_attributes(made, *extent, &change)?;
+    }
+    Ok(())
+}
+
+/// The kernel wants the whole access time field cleared when a part of it changes.
+fn atime_aware(set: Attributes, clear: Attributes) -> Attributes {
+    let touched = set.union(clear);
+    if touched.contains(Attributes::NOATIME) || touched.contains(Attributes::STRICTATIME) {
+        clear.union(Attributes::ATIME_MODE)
+    } else {
+        clear
+    }
+}
+
+fn bind_one(mount: &MountPlan, bind: Bind, root: &Root) -> Result<OwnedFd> {
+    let target = root.mount_point(&mount.destination, bind.kind)?;
+    guard_proc(mount, target.as_fd(), bind.is_procfs)?;
+    set_bind_attributes(mount, bind.tree.as_fd())?;
+    attach::move_to(bind.tree.as_fd(), target.as_fd())?;
+    Ok(bind.tree)
+}
+
+/// As runc: a bind with any option has exactly the options it names, one without keeps those of its source. Where a
+/// user namespace has locked some, those stay, and asking for their opposite is an error.
+fn set_bind_attributes(mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<()> {
+    let set = mount.set.union(mount.access_time.unwrap_or(Attributes::none()));
+    if set.is_empty() && mount.clear.is_empty() && mount.access_time.is_none() {
+        return Ok(());
+    }
+    let atime =
+        if mount.access_time.is_some() { Attributes::ATIME_MODE } else { Attributes::none() };
+    let all = Attributes::READ_ONLY
+        .union(Attributes::NOSUID)
+        .union(Attributes::NODEV)
+        .union(Attributes::NOEXEC)
+        .union(Attributes::NOSYMFOLLOW);
+    let exact = Change {
+        set,
+        clear: all.without(set).union(mount.clear).union(atime),
+        ..Change::default()
+    };
+    match mount::set_attributes(tree, Extent::Mount, &exact) {
+        Err(error) if error.errno() == Some(Errno::PERM) => {
+            let least = Change { set, clear: mount.clear.union(atime), ..Change::default() };
+            mount::set_attributes(tree, Extent::Mount, &least)
+                .context(|| "cannot clear locked flags")
+        }
+        other => Ok(other?),
+    }
+}
+
+/// proc and sysfs: never through a link, and proc nowhere but on /proc or outside of it.
+fn virtual_one(mount: &MountPlan, name: &str, root: &Root) -> Result<OwnedFd> {
+    let target = root.ordinary_directory(&mount.destination, name)?;
+    guard_proc(mount, target.as_fd(), name == "proc")?;
+    let made = detached(mount, name, None, &[])?;
+    attach::move_to(made.as_fd(), target.as_fd())?;
+    Ok(made)
+}
+
+pub(super) fn file_system(
+    mount: &MountPlan,
+    name: &str,
+    root: &Root,
+    label: Option<&str>,
+) -> Result<OwnedFd> {
+    let target = root.mount_point(&mount.destination, PointKind::Directory)?;
+    guard_proc(mount, target.as_fd(), false)?;
+    let made = detached(mount, name, label, &[])?;
+    attach::move_to(made.as_fd(), target.as_fd())?;
+    Ok(made)
+}
+
+/// A tmpfs has the mode of the directory it covers, unless it says otherwise.
+fn tmpfs(mount: &MountPlan, copy_up: CopyUp, root: &Root, label: Option<&str>) -> Result<OwnedFd> {
+    let existing = root.open(&mount.destination, OFlags::PATH | OFlags::DIRECTORY);
+    let target = root.mount_point(&mount.destination, PointKind::Directory)?;
+    guard_proc(mount, target.as_fd(), false)?;
+    let mut first = Vec::new();
+    if existing.is_ok() {
+        let mode = rustix::fs::fstat(&target).context(|| "fstat")?.st_mode & 0o7777;
+        first.push(("mode", format!("{mode:04o}")));
+    }
+    let made = detached(mount, "tmpfs", label, &first)?;
+    if copy_up == CopyUp::Yes && existing.is_ok() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let from = root.open(&mount.destination, flags).context(|| "tmpcopyup")?;
+        let to = rustix::fs::openat(&made, ".", flags | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "tmpcopyup")?;
+        super::copy_up::directory(from.as_fd(), to.as_fd()).context(|| "tmpcopyup")?;
+    }
+    attach::move_to(made.as_fd(), target.as_fd())?;
+    Ok(made)
+}
+
+/// A new file system with the mount's options, attached nowhere yet.
+fn detached(
+    mount: &MountPlan,
+    name: &str,
+    label: Option<&str>,
+    first: &[(&str, String)],
+) -> Result<OwnedFd> {
+    let context = rustix::mount::fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC)
+        .context(|| format!("fsopen({name})"))?;
+    let source = mount.source.as_deref().unwrap_or_else(|| std::path::Path::new(name));
+    // a virtual file system need not know the word
+    match rustix::mount::fsconfig_set_string(&context, "source", source) {
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(errno) => return Err(configured(&context, errno, "source")),
+    }
+    for (key, value) in first {
+        set(&context, key, Some(value))?;
+    }
+    for (key, value) in &mount.data {
+        set(&context, key, value.as_deref())?;
+    }
+    for flag in &mount.superblock {
+        set(&context, flag.name(), None)?;
+    }
+    // a device-backed file system must be told before it writes; a virtual one is shared, and its mount is enough
+    if matches!(mount.kind, MountKind::Other(_))
+        && mount.set.contains(Attributes::READ_ONLY)
+        && mount.destination != "/dev"
+    {
+        set(&context, "ro", None)?;
+    }
+    if let Some(label) = label {
+        set(&context, "context", Some(label))?;
+    }
+    rustix::mount::fsconfig_create(&context)
+        .map_err(|errno| configured(&context, errno, "CREATE"))?;
+    let made =
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, new_attributes(mount));
+    made.map_err(|errno| configured(&context, errno, "fsmount"))
+}
+
+fn new_attributes(mount: &MountPlan) -> MountAttrFlags {
+    let set = mount.set.union(mount.access_time.unwrap_or(Attributes::none()));
+    let set = if is_late(mount) { set.without(Attributes::READ_ONLY) } else { set };
+    // all attributes are in the lower half
+    MountAttrFlags::from_bits_retain(u32::try_from(set.bits()).unwrap_or(0))
+}
+
+fn set(context: &OwnedFd, key: &str, value: Option<&str>) -> Result<()> {
+    let done = match value {
+        Some(value) => rustix::mount::fsconfig_set_string(context, key, value),
+        None => rustix::mount::fsconfig_set_flag(context, key),
+    };
+    done.map_err(|errno| {
+        let option = value.map_or_else(|| key.to_owned(), |value| format!("{key}={value}"));
+        configured(context, errno, &option)
+    })
+}
+
+/// The kernel's own words about a refused option, which it leaves to be read from the context.
+fn configured(context: &OwnedFd, errno: Errno, what: &str) -> Error {
+    let mut buffer = [0; 1024];
+    let said = match rustix::io::read(context, &mut buffer) {
+        Ok(length) => {
+            String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).trim().to_owned()
+        }
+        Err(_silent) => String::new(),
+    };
+    let error = Error::from(errno);
+    if said.is_empty() { error.within(what) } else { error.within(said).within(what) }
+}
+
+/// Nothing may cover /proc but a procfs, and nothing inside it but a few files (CVE-2019-16884).
+///
+/// The file system of the target itself is asked, so that a link into /proc is no way around.
+fn guard_proc(mount: &MountPlan, target: BorrowedFd<'_>, brings_procfs: bool) -> Result<()> {
+    let destination = mount.destination.as_str();
+    if destination == "/proc" {
+        return if brings_procfs {
+            Ok(())
+        } else {
+            Err(Error::spec(format!(
+                "{destination:?} cannot be mounted because it is not of type proc"
+            )))
+        };
+    }
+    let magic = rustix::fs::fstatfs(target).context(|| "fstatfs")?.f_type;
+    let inside = destination.starts_with("/proc/") || u64::try_from(magic) == Ok(PROC_SUPER_MAGIC);
+    if inside && !COVERABLE.contains(&destination) {
+        return Err(Error::spec(format!(
+            "{destination:?} cannot be mounted because it is inside /proc"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! `no_new_privs`, write-or-execute memory, and seccomp.
+//!
+//! seccomp without `no_new_privs` needs CAP_SYS_ADMIN, so it comes before the capabilities go; with it, it comes last,
+//! so that the profile has to allow as little as possible of what we do ourselves: `close_range` and `execve`.
+
+use super::Common;
+use crate::error::{Context, Result};
+use crate::spec::ProcessPlan;
+use crate::state::Hardening;
+
+pub(super) fn no_new_privileges(process: &ProcessPlan) -> Result<()> {
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).context(|| "prctl(PR_SET_NO_NEW_PRIVS)")?;
+    }
+    Ok(())
+}
+
+/// What the gate adds on a node that defends against native code made at run time.
+pub(super) fn deny_write_execute(hardening: &Hardening) -> Result<()> {
+    if hardening.deny_write_execute {
+        hallmark_sys::process::deny_write_execute()?;
+    }
+    Ok(())
+}
+
+pub(super) fn seccomp_early(common: &Common<'_>) -> Result<()> {
+    if common.process.no_new_privileges { Ok(()) } else { seccomp(common) }
+}
+
+pub(super) fn seccomp_late(common: &Common<'_>) -> Result<()> {
+    if common.process.no_new_privileges { seccomp(common) } else { Ok(()) }
+}
+
+fn seccomp(common: &Common<'_>) -> Result<()> {
+    let Some(filter) = common.filter else { return Ok(()) };
+    // a profile that asks a supervisor is refused before the clone, so no listener comes back
+    filter.install().context(|| "unable to init seccomp").map(drop)
+}

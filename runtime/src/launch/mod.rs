@@ -1,0 +1,330 @@
+//! Making a container: what `create` and `run` share.
+//!
+//! Nothing is made before the configuration is parsed and the gate has answered; what is made afterwards is undone in
+//! reverse if a later step fails ([`Undo`]).
+
+mod judge;
+mod settle;
+mod undo;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
+use oci_spec::runtime::LinuxSeccomp;
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::cgroup::{Cgroup, CgroupPath, Driver, NewCgroup};
+use crate::error::{Context, Error, Result};
+use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
+use crate::hooks;
+use crate::init::{
+    self, Bind, CgroupMounts, Common, ConsoleSocket, Go, Init, JoinedNamespace, Keyring, Membership,
+};
+use crate::log::Log;
+use crate::procfs::Procfs;
+use crate::seccomp::Filter;
+use crate::spec::{Kind, MountKind, Plan};
+use crate::state::{
+    CgroupDriver, ContainerId, Directory, LiveProcess, Record, RootDirectory, SCHEMA_VERSION,
+    Status, document, stat,
+};
+use crate::timestamp::Timestamp;
+
+use judge::Judged;
+pub(crate) use settle::Settings;
+use undo::Undo;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// `--root`.
+    pub(crate) root: PathBuf,
+    pub(crate) id: ContainerId,
+    pub(crate) driver: CgroupDriver,
+    pub(crate) keyring: Keyring,
+    pub(crate) preserved: u32,
+    pub(crate) rootfs_mounts: Option<PathBuf>,
+    /// A connected socket that gets the terminal's other end.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) start: Start,
+}
+
+/// Who says when the program starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// `start`, later.
+    Later,
+    /// The caller of [`launch`], with [`Launched::go`].
+    Now,
+}
+
+/// A container whose program waits for the word to start.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) directory: Directory,
+    pub(crate) record: Record,
+    pub(crate) process: LiveProcess,
+    pub(crate) cgroup: Cgroup,
+    end: RuntimeEnd,
+}
+
+impl Launched {
+    /// Says it, and waits until the program runs.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) fn go(&self) -> Result<()> {
+        self.end.send(ToInit::Go)?;
+        self.end.until_exec()
+    }
+}
+
+/// Everything that can be opened and refused without a trace.
+struct Prepared {
+    procfs: Procfs,
+    judged: Judged,
+    joined: Vec<JoinedNamespace>,
+    binds: Vec<Option<Bind>>,
+    filter: Option<Filter>,
+}
+
+/// Makes the container of `plan`.
+///
+/// # Errors
+/// Refused by the gate, or whatever the kernel says; nothing is left behind then.
+pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result<Launched> {
+    let root = RootDirectory::open_or_make(&request.root)?;
+    let mut prepared = prepare(&request, plan, log)?;
+    let mut undo = Undo::new(root.make(&request.id)?);
+    undo.directory()?.lock()?;
+    let cgroup = make_cgroup(&request, plan, &prepared.judged)?;
+    let join = cgroup.join()?;
+    let mut record = record(&request, plan, &prepared.judged, &cgroup);
+    let shown = shown_cgroups(plan, &prepared.procfs, &cgroup)?;
+    undo.cgroup(cgroup);
+    let listener = match request.start {
+        Start::Later => Some(listen(undo.directory()?)?),
+        Start::Now => None,
+    };
+    let (runtime_end, init_end) = handshake::pair()?;
+    let init = Init {
+        plan,
+        rootfs: prepared.judged.rootfs.take(),
+        binds: std::mem::take(&mut prepared.binds),
+        cgroups: shown,
+        membership: Membership {
+            plan: &plan.namespaces,
+            joined: std::mem::take(&mut prepared.joined),
+            new_cgroup: plan.namespaces.makes(Kind::Cgroup),
+        },
+        keyring: request.keyring,
+        state: document(&record, Status::Creating, 0),
+        common: Common {
+            id: request.id.as_str(),
+            process: &plan.process,
+            hardening: &prepared.judged.hardening,
+            procfs: &prepared.procfs,
+            join: &join,
+            filter: prepared.filter.as_ref(),
+            console: request.console.take().map(ConsoleSocket),
+            preserved: request.preserved,
+            end: init_end,
+            go: listener.map_or(Go::Message, Go::Connection),
+        },
+    };
+    let process = make_process(init, &runtime_end, &mut undo)?;
+    identify(&mut record, plan, process.pid)?;
+    let settings = Settings { process: &plan.process, namespaces: &plan.namespaces };
+    settings.before(process.pid, &prepared.procfs, &runtime_end)?;
+    run_runtime_hooks(plan, &record, undo.directory()?, &runtime_end)?;
+    runtime_end.expect(&FromInit::Ready)?;
+    settings.limits(process.pid)?;
+    undo.directory()?.write_state(&record.text()?)?;
+    if let Some(path) = &request.pid_file {
+        write_pid_file(path, process.pid)?;
+    }
+    let (directory, cgroup) = undo.commit()?;
+    Ok(Launched { directory, record, process, cgroup, end: runtime_end })
+}
+
+fn shown_cgroups(plan: &Plan, procfs: &Procfs, cgroup: &Cgroup) -> Result<Option<CgroupMounts>> {
+    let wanted = plan.mounts.iter().any(|mount| mount.kind == MountKind::Cgroup);
+    let private = plan.namespaces.contains(Kind::Cgroup);
+    wanted.then(|| CgroupMounts::read(procfs, cgroup, private)).transpose()
+}
+
+fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
+    let procfs = Procfs::open()?;
+    let judged = judge::judge(request, plan)?;
+    for warning in &judged.warnings {
+        log.warning(warning);
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&plan.rootfs, flags, Mode::empty())
+        .context(|| format!("rootfs {}", plan.rootfs.display()))?;
+    let joined = init::open_joined(&plan.namespaces.joined)?;
+    let binds = init::open_binds(plan, |maps| settle::user_namespace(maps, &procfs))?;
+    let filter = plan.seccomp.as_ref().map(compile).transpose()?;
+    Ok(Prepared { procfs, judged, joined, binds, filter })
+}
+
+/// Compiles a profile, which must not need a supervisor.
+pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
+    if profile.listener_path().is_some() {
+        return Err(Error::spec("linux.seccomp.listenerPath: not supported"));
+    }
+    Ok(crate::seccomp::compile(profile)?)
+}
+
+fn make_cgroup(request: &Request, plan: &Plan, judged: &Judged) -> Result<NewCgroup> {
+    let path = CgroupPath::parse(plan.cgroups_path.as_deref(), request.id.as_str())?;
+    let driver = match request.driver {
+        CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+        CgroupDriver::Systemd => Driver::Systemd,
+    };
+    let cgroup = Cgroup::create(&path, driver, &plan.resources)?;
+    cgroup.apply(&plan.resources)?;
+    judged.deny_on_parent(&cgroup)?;
+    Ok(cgroup)
+}
+
+/// The socket on which the first process waits for `start`.
+fn listen(directory: &Directory) -> Result<OwnedFd> {
+    let what = || "start.sock";
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context(what)?;
+    let address = SocketAddrUnix::new(directory.start_address()).context(what)?;
+    rustix::net::bind(&socket, &address).context(what)?;
+    rustix::net::listen(&socket, 1).context(what)?;
+    Ok(socket)
+}
+
+/// Makes the first process, directly or through a stage, and sees to it that it is killed if anything fails.
+fn make_process(init: Init<'_>, end: &RuntimeEnd, undo: &mut Undo) -> Result<LiveProcess> {
+    let stage = init.membership.needs_stage();
+    let namespaces = if stage { Namespaces::empty() } else { init.membership.cloned() };
+    let clone = Clone { namespaces, cgroup: init.common.join.clone_into(), parent: Parent::Caller };
+    match clone3(&clone)? {
+        Cloned::Child if stage => become_stage(init),
+        Cloned::Child => init::become_init(init),
+        Cloned::Parent { pid, pidfd } if !stage => {
+            // our copy of the other end must go, or the end of the process would go unnoticed
+            drop(init);
+            Ok(undo.process(LiveProcess { pid, pidfd })?)
+        }
+        Cloned::Parent { pid, .. } => {
+            drop(init);
+            undo.process(after_stage(pid, end)?)
+        }
+    }
+}
+
+fn become_stage(init: Init<'_>) -> ! {
+    match init::stage(&init.membership, init.common.join, &init.common.end) {
+        Ok(Cloned::Child) => init::become_init(init),
+        Ok(Cloned::Parent { .. }) => exit_immediately(0),
+        Err(error) => init::give_up(&init.common, &error),
+    }
+}
+
+/// Takes the process that a stage made, and the stage's exit status.
+pub(crate) fn after_stage(stage: Pid, end: &RuntimeEnd) -> Result<LiveProcess> {
+    let message = end.receive();
+    let waited = rustix::io::retry_on_intr(|| {
+        rustix::process::waitpid(Some(stage), rustix::process::WaitOptions::empty())
+    });
+    waited.context(|| "wait for the stage")?;
+    match message? {
+        Some(FromInit::Stage(pid)) => {
+            let pid = Pid::from_raw(pid).filter(|_| pid > 0);
+            let pid = pid.ok_or_else(|| Error::system("stage: not a pid"))?;
+            // ours to reap, so the number cannot have been reused
+            let pidfd =
+                rustix::process::pidfd_open(pid, PidfdFlags::empty()).context(|| "pidfd_open")?;
+            Ok(LiveProcess { pid, pidfd })
+        }
+        other => Err(handshake::unexpected(other, "Stage")),
+    }
+}
+
+fn run_runtime_hooks(
+    plan: &Plan,
+    record: &Record,
+    directory: &Directory,
+    end: &RuntimeEnd,
+) -> Result<()> {
+    let list = &plan.hooks;
+    if list.prestart.is_empty() && list.create_runtime.is_empty() {
+        return Ok(());
+    }
+    end.expect(&FromInit::Mounted)?;
+    // a hook may ask for the container's state
+    directory.write_state(&record.text()?)?;
+    let state = document(record, Status::Creating, record.pid);
+    hooks::run(&list.prestart, "prestart", &state)?;
+    hooks::run(&list.create_runtime, "createRuntime", &state)?;
+    end.send(ToInit::HooksRan)
+}
+
+fn record(request: &Request, plan: &Plan, judged: &Judged, cgroup: &Cgroup) -> Record {
+    Record {
+        schema_version: SCHEMA_VERSION,
+        oci_version: plan.oci_version.clone(),
+        id: request.id.as_str().to_owned(),
+        bundle: plan.bundle.clone(),
+        rootfs: plan.rootfs.clone(),
+        pid: 0,
+        pid_start_time: 0,
+        created: Timestamp::now().to_string(),
+        cgroup_paths: cgroup.paths(),
+        cgroup_driver: request.driver,
+        namespace_paths: BTreeMap::new(),
+        hardening: judged.hardening.clone(),
+        verdict: judged.verdict.clone(),
+        resources: None,
+        annotations: plan.annotations.clone(),
+        config: plan.config.clone(),
+    }
+}
+
+/// Says in the record which process it is and where its namespaces are.
+fn identify(record: &mut Record, plan: &Plan, pid: Pid) -> Result<()> {
+    let stat = stat(pid)?.ok_or_else(|| Error::system("first process: gone"))?;
+    record.pid = pid.as_raw_nonzero().get();
+    record.pid_start_time = stat.start_time;
+    record.namespace_paths = Kind::ALL
+        .into_iter()
+        .filter(|kind| plan.namespaces.contains(*kind))
+        .map(|kind| (kind.name().to_owned(), format!("/proc/{}/ns/{}", record.pid, kind.file())))
+        .collect();
+    Ok(())
+}
+
+/// Written whole or not at all: whoever waits for the file must not read half a number.
+pub(crate) fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
+    let what = || format!("pid file {}", path.display());
+    let name = path.file_name().ok_or_else(|| Error::spec(format!("{}: names no file", what())))?;
+    let mut new = std::ffi::OsString::from(".");
+    new.push(name);
+    let new = path.with_file_name(new);
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).open(&new).context(what)?;
+    let written =
+        write!(file, "{}", pid.as_raw_nonzero()).and_then(|()| std::fs::rename(&new, path));
+    if written.is_err() {
+        // the first failure is the one to tell
+        drop(std::fs::remove_file(&new));
+    }
+    written.context(what)
+}

@@ -1,0 +1,97 @@
+//! What only the runtime, with the host's rights, can set for a process of the container.
+
+use std::os::fd::OwnedFd;
+
+use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use crate::error::{Context, Error, Result};
+use crate::handshake::{FromInit, RuntimeEnd, ToInit};
+use crate::procfs::Procfs;
+use crate::spec::{IdMaps, Kind, NamespacePlan, ProcessPlan};
+
+/// Of which process and namespaces.
+#[derive(Debug)]
+pub(crate) struct Settings<'a> {
+    pub(crate) process: &'a ProcessPlan,
+    pub(crate) namespaces: &'a NamespacePlan,
+}
+
+impl Settings<'_> {
+    /// What the process needs before it goes on: maps, clock offsets; and its place in the queue for the OOM killer.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn before(&self, pid: Pid, procfs: &Procfs, end: &RuntimeEnd) -> Result<()> {
+        self.oom_score(pid, procfs)?;
+        let makes_user = self.namespaces.makes(Kind::User);
+        if !makes_user && self.namespaces.time_offsets.is_none() {
+            return Ok(());
+        }
+        end.expect(&FromInit::Joined)?;
+        let number = pid.as_raw_nonzero();
+        if makes_user {
+            write_maps(pid, &self.namespaces.id_maps, procfs)?;
+        }
+        if let Some(offsets) = &self.namespaces.time_offsets {
+            procfs.write(&format!("{number}/timens_offsets"), offsets)?;
+        }
+        end.send(ToInit::Mapped)
+    }
+
+    /// # Errors
+    /// The kernel's; a score below the current one needs CAP_SYS_RESOURCE.
+    pub(crate) fn oom_score(&self, pid: Pid, procfs: &Procfs) -> Result<()> {
+        let Some(score) = self.process.oom_score_adj else { return Ok(()) };
+        procfs
+            .write(&format!("{}/oom_score_adj", pid.as_raw_nonzero()), &score.to_string())
+            .context(|| "failed to update /proc/self/oom_score_adj")
+    }
+
+    /// Resource limits, last: the runtime's own steps need not fit into them.
+    ///
+    /// # Errors
+    /// The kernel's; a hard limit above the current one needs CAP_SYS_RESOURCE.
+    pub(crate) fn limits(&self, pid: Pid) -> Result<()> {
+        for limit in &self.process.rlimits {
+            let value = |limit: u64| (limit != u64::MAX).then_some(limit);
+            let new =
+                rustix::process::Rlimit { current: value(limit.soft), maximum: value(limit.hard) };
+            rustix::process::prlimit(Some(pid), limit.resource, new)
+                .context(|| format!("error setting rlimit {:?}", limit.resource))?;
+        }
+        Ok(())
+    }
+}
+
+fn write_maps(pid: Pid, maps: &IdMaps, procfs: &Procfs) -> Result<()> {
+    let pid = pid.as_raw_nonzero();
+    procfs.write(&format!("{pid}/uid_map"), &IdMaps::text(&maps.uid))?;
+    procfs.write(&format!("{pid}/gid_map"), &IdMaps::text(&maps.gid))
+}
+
+/// A user namespace with `maps` and nobody in it, for an id-mapped mount.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn user_namespace(maps: &IdMaps, procfs: &Procfs) -> Result<OwnedFd> {
+    let (hold, held) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "pipe")?;
+    let clone = Clone { namespaces: Namespaces::NEWUSER, cgroup: None, parent: Parent::Caller };
+    let (pid, pidfd) = match clone3(&clone)? {
+        Cloned::Child => {
+            drop(held);
+            // returns when the other side lets go, also if it dies
+            rustix::io::read(&hold, &mut [0; 1]).ok();
+            exit_immediately(0)
+        }
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    let made = write_maps(pid, maps, procfs)
+        .and_then(|()| procfs.open_link(&format!("{}/ns/user", pid.as_raw_nonzero())));
+    drop(held);
+    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).map_err(Error::from)?;
+    rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::empty()))
+        .context(|| "wait for a user namespace's process")?;
+    made.context(|| "user namespace of an id-mapped mount")
+}

@@ -1,0 +1,22 @@
+//! An OCI runtime with runc's command line, and the callers of the launch gate.
+//!
+//! Start at [`cli::run`]: one command line, one file of `operation/`. `create` and `run` go through `launch`, which
+//! makes a process that `init/` turns into the container; `exec` joins one that is there.
+
+pub mod cgroup;
+pub mod cli;
+mod error;
+pub mod gate;
+mod handshake;
+mod hooks;
+mod init;
+mod launch;
+pub mod log;
+mod operation;
+mod procfs;
+pub mod seccomp;
+pub mod spec;
+pub mod state;
+mod timestamp;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,223 @@
+//! `exec`: one more program in a running container.
+
+use std::path::PathBuf;
+
+use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
+use serde_json::Value;
+
+use super::run::{console_pair, receive_master};
+use super::{Globals, Presence, connect_console, foreground, require_console, require_preserved};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
+use crate::init::{self, Common, ConsoleSocket, Go};
+use crate::launch::{self, Settings};
+use crate::procfs::Procfs;
+use crate::spec::{self, Kind, Plan, ProcessPlan, Terminal};
+use crate::state::{Container, ContainerId, Held, LiveProcess};
+
+/// What the command line says.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) id: ContainerId,
+    pub(crate) presence: Presence,
+    pub(crate) process: Source,
+    pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) preserved: u32,
+    /// `--cgroup`: a directory below the container's.
+    pub(crate) cgroup: Option<String>,
+    pub(crate) paused: Paused,
+}
+
+/// Whether a program may be added to a frozen container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Paused {
+    Refused,
+    Wanted,
+}
+
+/// Where the process comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// `--process`.
+    File(PathBuf),
+    /// The container's own, with changes.
+    Container(Box<Changes>),
+}
+
+/// Changes to the container's own process.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<String>,
+    pub(crate) cwd: Option<String>,
+    pub(crate) terminal: bool,
+    /// uid and, if given, gid.
+    pub(crate) user: Option<(u32, Option<u32>)>,
+    pub(crate) additional_gids: Vec<u32>,
+    pub(crate) label: Option<String>,
+    pub(crate) apparmor: Option<String>,
+    pub(crate) no_new_privileges: Option<bool>,
+    pub(crate) capabilities: Vec<String>,
+}
+
+/// Returns the exit status of the program, or 0 if it goes on without us.
+pub(crate) fn exec(globals: &Globals, options: Options) -> Result<u8> {
+    require_preserved(options.preserved)?;
+    let container = Container::load(&globals.root, &options.id)?;
+    let (held, first) = joinable(container, options.paused)?;
+    let plan = Plan::parse(held.record.config.get().as_bytes(), &held.record.bundle)?;
+    let mut warnings = Vec::new();
+    let process = process(&options.process, &plan, &mut warnings)?;
+    warnings.iter().for_each(|warning| globals.log.warning(warning));
+    require_console(process.terminal, options.presence, options.console_socket.as_deref())?;
+    let mut console = options.console_socket.as_deref().map(connect_console).transpose()?;
+    let mut ours = None;
+    if options.presence == Presence::Foreground && process.terminal != Terminal::No {
+        let (near, far) = console_pair()?;
+        console = Some(far);
+        ours = Some(near);
+    }
+    let job = Job { held: &held, first: &first, plan: &plan, process: &process };
+    let (child, end) = add(&job, &options, console)?;
+    let settled = settle(&job, &options, &child, &end);
+    let master = settled.and_then(|()| receive_master(ours));
+    let ran = master.and_then(|master| {
+        end.send(ToInit::Go)?;
+        end.until_exec().map(|()| master)
+    });
+    match ran {
+        Ok(_) if options.presence == Presence::Detached => Ok(0),
+        Ok(master) => foreground::wait(&child, master),
+        Err(error) => {
+            // it may still wait for a word that will not come
+            rustix::process::pidfd_send_signal(&child.pidfd, rustix::process::Signal::KILL).ok();
+            foreground::reap(&child).ok();
+            Err(error)
+        }
+    }
+}
+
+fn joinable(container: Container, paused: Paused) -> Result<(Held, LiveProcess)> {
+    let refused = |what: &str| Err(Error::new(ErrorKind::State, what));
+    match container {
+        Container::Created(state) => Ok((state.held, state.process)),
+        Container::Running(state) => Ok((state.held, state.process)),
+        Container::Paused(state) if paused == Paused::Wanted => Ok((state.held, state.process)),
+        Container::Paused(_) => {
+            refused("cannot exec in a paused container (use --ignore-paused to override)")
+        }
+        Container::Stopped(_) => refused("cannot exec in a stopped container"),
+    }
+}
+
+fn process(source: &Source, plan: &Plan, warnings: &mut Vec<String>) -> Result<ProcessPlan> {
+    match source {
+        Source::File(path) => {
+            let name = path.display().to_string();
+            let value: Value = spec::json(&spec::read(path)?, &name)?;
+            spec::parse_process(value, &plan.process, warnings)
+        }
+        Source::Container(changes) => changed(&plan.process, changes),
+    }
+}
+
+fn changed(process: &ProcessPlan, changes: &Changes) -> Result<ProcessPlan> {
+    if changes.args.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "exec args cannot be empty"));
+    }
+    let mut process = process.clone();
+    process.args.clone_from(&changes.args);
+    process.env.extend(changes.env.iter().cloned());
+    if let Some(cwd) = &changes.cwd {
+        process.cwd.clone_from(cwd);
+    }
+    process.terminal = if changes.terminal { Terminal::Yes(None) } else { Terminal::No };
+    if let Some((uid, gid)) = changes.user {
+        process.user.uid = uid;
+        process.user.gid = gid.unwrap_or(process.user.gid);
+    }
+    process.user.additional_gids.extend(&changes.additional_gids);
+    process.selinux_label = changes.label.clone().or(process.selinux_label);
+    process.apparmor_profile = changes.apparmor.clone().or(process.apparmor_profile);
+    process.no_new_privileges = changes.no_new_privileges.unwrap_or(process.no_new_privileges);
+    process.capabilities.add(&changes.capabilities)?;
+    process.require()?;
+    Ok(process)
+}
+
+/// What is added to what.
+struct Job<'a> {
+    held: &'a Held,
+    first: &'a LiveProcess,
+    plan: &'a Plan,
+    process: &'a ProcessPlan,
+}
+
+fn add(
+    job: &Job<'_>,
+    options: &Options,
+    console: Option<std::os::fd::OwnedFd>,
+) -> Result<(LiveProcess, RuntimeEnd)> {
+    let procfs = Procfs::open()?;
+    let filter = job.plan.seccomp.as_ref().map(launch::compile).transpose()?;
+    let cgroup = job.held.cgroup()?;
+    let join = match &options.cgroup {
+        Some(below) => cgroup.join_sub(below)?,
+        None => cgroup.join()?,
+    };
+    let kinds: Vec<Kind> = Kind::ALL
+        .into_iter()
+        .filter(|kind| job.held.record.namespace_paths.contains_key(kind.name()))
+        .collect();
+    let (runtime_end, init_end) = handshake::pair()?;
+    let common = Common {
+        id: &job.held.record.id,
+        process: job.process,
+        hardening: &job.held.record.hardening,
+        procfs: &procfs,
+        join: &join,
+        filter: filter.as_ref(),
+        console: console.map(ConsoleSocket),
+        preserved: options.preserved,
+        end: init_end,
+        go: Go::Message,
+    };
+    let clone = Clone {
+        namespaces: Namespaces::empty(),
+        cgroup: join.clone_into(),
+        parent: Parent::Caller,
+    };
+    match clone3(&clone)? {
+        Cloned::Child => become_stage(job, common, &kinds),
+        Cloned::Parent { pid, .. } => {
+            drop(common);
+            Ok((launch::after_stage(pid, &runtime_end)?, runtime_end))
+        }
+    }
+}
+
+fn become_stage(job: &Job<'_>, common: Common<'_>, kinds: &[Kind]) -> ! {
+    use std::os::fd::AsFd;
+    if let Some(cpus) = &job.process.initial_affinity
+        && let Err(errno) = rustix::thread::sched_setaffinity(None, cpus)
+    {
+        init::give_up(&common, &Error::from(errno).within("execCPUAffinity.initial"));
+    }
+    match init::join_container(job.first.pidfd.as_fd(), kinds, common.join, &common.end) {
+        Ok(Cloned::Child) => init::become_exec(common, job.plan),
+        Ok(Cloned::Parent { .. }) => exit_immediately(0),
+        Err(error) => init::give_up(&common, &error),
+    }
+}
+
+fn settle(job: &Job<'_>, options: &Options, child: &LiveProcess, end: &RuntimeEnd) -> Result<()> {
+    let settings = Settings { process: job.process, namespaces: &job.plan.namespaces };
+    settings.oom_score(child.pid, &Procfs::open()?)?;
+    end.expect(&FromInit::Ready)?;
+    settings.limits(child.pid)?;
+    match &options.pid_file {
+        Some(path) => launch::write_pid_file(path, child.pid).context(|| "exec"),
+        None => Ok(()),
+    }
+}
