@@ -61,6 +61,13 @@ impl Dir {
         Ok((Self { fd, path: path.to_owned() }, version))
     }
 
+    /// Any directory, for tests of what is written where.
+    #[cfg(test)]
+    pub(super) fn pretend(path: &std::path::Path) -> Self {
+        let fd = rustix::fs::open(path, DIRECTORY, Mode::empty()).unwrap();
+        Self { fd, path: path.to_str().unwrap().to_owned() }
+    }
+
     /// The path as the host names it.
     pub(super) fn path(&self) -> &str {
         &self.path
@@ -76,7 +83,7 @@ impl Dir {
     pub(super) fn child(&self, name: &str) -> Result<Option<Self>, Error> {
         match rustix::fs::openat2(&self.fd, name, DIRECTORY, Mode::empty(), BENEATH) {
             Ok(fd) => Ok(Some(Self { fd, path: self.join(name) })),
-            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT | Errno::NODEV) => Ok(None),
             Err(source) => Err(self.call("openat2", name, source)),
         }
     }

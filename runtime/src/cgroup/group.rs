@@ -22,11 +22,25 @@ pub(super) struct Group {
 
 /// Directories made by us: removed when this is dropped, innermost first, unless [`keep`](Self::keep) was called.
 #[derive(Debug)]
-pub(super) struct Traces(Vec<(Dir, String)>);
+pub(super) struct Traces(Vec<Trace>);
+
+#[derive(Debug)]
+struct Trace {
+    parent: Dir,
+    name: String,
+    level: Level,
+}
 
 impl Traces {
     pub(super) fn new() -> Self {
         Self(Vec::new())
+    }
+
+    fn note(&mut self, made: Made, parent: &Dir, name: &str, level: Level) -> Result<(), Error> {
+        if made == Made::Now {
+            self.0.push(Trace { parent: parent.again()?, name: name.to_owned(), level });
+        }
+        Ok(())
     }
 
     pub(super) fn keep(mut self) {
@@ -36,9 +50,14 @@ impl Traces {
 
 impl Drop for Traces {
     fn drop(&mut self) {
-        while let Some((parent, name)) = self.0.pop() {
-            // a parent that another container uses by now is busy, and must stay
-            drop(processes::remove_tree(&parent, &name, Patience::Short));
+        let patience = Patience::short();
+        while let Some(Trace { parent, name, level }) = self.0.pop() {
+            // nobody can be told; what stays is empty, and taken again by the next start
+            drop(match level {
+                Level::Own => processes::remove_tree(&parent, &name, patience),
+                // by now another container's directory may be in it: then it is busy and stays
+                Level::Above => parent.remove_child(&name),
+            });
         }
     }
 }
@@ -56,17 +75,13 @@ impl Group {
         let mut parent = root.again()?;
         for name in path.parents() {
             let (dir, made) = parent.make_child(name)?;
-            if made == Made::Now {
-                traces.0.push((parent.again()?, name.clone()));
-            }
+            traces.note(made, &parent, name, Level::Above)?;
             prepare(&parent, &dir, Level::Above)?;
             parent = dir;
         }
         let name = path.name().to_owned();
         let (dir, made) = parent.make_child(&name)?;
-        if made == Made::Now {
-            traces.0.push((parent.again()?, name.clone()));
-        }
+        traces.note(made, &parent, &name, Level::Own)?;
         prepare(&parent, &dir, Level::Own)?;
         let above = path.parents().to_vec();
         Ok((Self { controllers, version, dir, parent, above, name }, made))
@@ -109,8 +124,8 @@ impl Group {
     }
 
     /// Removes the directory and every control group below it.
-    pub(super) fn remove(&self) -> Result<(), Error> {
-        processes::remove_tree(&self.parent, &self.name, Patience::Long)
+    pub(super) fn remove(&self, patience: Patience) -> Result<(), Error> {
+        processes::remove_tree(&self.parent, &self.name, patience)
     }
 
     /// Whether `parent` is the hierarchy's own root.

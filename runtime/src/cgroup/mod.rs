@@ -28,6 +28,8 @@ mod filter;
 mod freezer;
 mod from_spec;
 mod group;
+#[cfg(test)]
+mod kernel;
 mod layout;
 mod limits;
 mod parent;

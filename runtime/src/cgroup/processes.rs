@@ -9,21 +9,22 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::dir::{Dir, Version};
 use super::{Cgroup, Error};
 
-/// How long [`remove_tree`] waits for processes that are on their way out.
+/// Until when [`remove_tree`] waits for processes that are on their way out: one wait for all hierarchies together.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Patience {
-    /// Undoing a failed start: 100 ms.
-    Short,
-    /// Deleting: 2 s, as long as runc.
-    Long,
+pub(super) struct Patience {
+    since: Instant,
+    limit: Duration,
 }
 
 impl Patience {
-    const fn limit(self) -> Duration {
-        match self {
-            Self::Short => Duration::from_millis(100),
-            Self::Long => Duration::from_secs(2),
-        }
+    /// Undoing a failed start: 100 ms.
+    pub(super) fn short() -> Self {
+        Self { since: Instant::now(), limit: Duration::from_millis(100) }
+    }
+
+    /// Deleting: 2 s, as long as runc.
+    pub(super) fn long() -> Self {
+        Self { since: Instant::now(), limit: Duration::from_secs(2) }
     }
 }
 
@@ -34,11 +35,11 @@ impl Cgroup {
     /// What reading answers.
     pub fn pids(&self) -> Result<Vec<Pid>, Error> {
         // one hierarchy is enough: every process of the container is in all of them
-        let group = self.groups.iter().find(|group| group.version == Version::V2);
-        let group = group.filter(|_| self.version == Version::V2);
-        let group = group
-            .or_else(|| self.groups.iter().find(|group| group.has("devices")))
-            .or_else(|| self.groups.first());
+        let group = match self.version {
+            Version::V1 => self.groups.iter().find(|group| group.has("devices")),
+            Version::V2 => None,
+        };
+        let group = group.or_else(|| self.groups.first());
         group.map_or(Ok(Vec::new()), |group| pids_below(&group.dir))
     }
 
@@ -75,9 +76,10 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Busy`] if processes are still there after two seconds; the other hierarchies are removed all the same.
     pub fn delete(&self) -> Result<(), Error> {
+        let patience = Patience::long();
         let mut first = Ok(());
         for group in &self.groups {
-            let removed = group.remove();
+            let removed = group.remove(patience);
             if first.is_ok() {
                 first = removed;
             }
@@ -100,13 +102,15 @@ fn pids_below(dir: &Dir) -> Result<Vec<Pid>, Error> {
     let mut pids = Vec::new();
     let mut left = vec![dir.again()?];
     while let Some(dir) = left.pop() {
-        match pids_of(&dir) {
-            Ok(found) => pids.extend(found),
-            Err(error) if gone(&error) => continue,
+        match pids_of(&dir).and_then(|found| Ok((found, dir.children()?))) {
+            Ok((found, children)) => {
+                pids.extend(found);
+                for name in children {
+                    left.extend(dir.child(&name)?);
+                }
+            }
+            Err(error) if gone(&error) => {}
             Err(error) => return Err(error),
-        }
-        for name in dir.children()? {
-            left.extend(dir.child(&name)?);
         }
     }
     Ok(pids)
@@ -137,7 +141,6 @@ fn gone(error: &Error) -> bool {
 
 /// Removes the control group `name` of `parent` with all below it, waiting within `patience` while processes die.
 pub(super) fn remove_tree(parent: &Dir, name: &str, patience: Patience) -> Result<(), Error> {
-    let start = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
         let error = match try_remove(parent, name) {
@@ -145,7 +148,7 @@ pub(super) fn remove_tree(parent: &Dir, name: &str, patience: Patience) -> Resul
             Err(error) if error.errno() == Some(Errno::BUSY) => error,
             Err(error) => return Err(error),
         };
-        if start.elapsed() >= patience.limit() {
+        if patience.since.elapsed() >= patience.limit {
             return Err(match parent.child(name)? {
                 None => return Ok(()),
                 Some(dir) => match pids_below(&dir)?.len() {
@@ -153,7 +156,8 @@ pub(super) fn remove_tree(parent: &Dir, name: &str, patience: Patience) -> Resul
                     left => Error::Busy {
                         path: dir.path().to_owned(),
                         left,
-                        waited_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+                        waited_ms: u64::try_from(patience.since.elapsed().as_millis())
+                            .unwrap_or(u64::MAX),
                     },
                 },
             });

@@ -49,7 +49,7 @@ fn closed(error: &Error) -> bool {
 }
 
 /// A new cpuset has neither cpus nor mems, and takes no task until it has both.
-fn inherit_cpuset(parent: &Dir, dir: &Dir) -> Result<(), Error> {
+pub(super) fn inherit_cpuset(parent: &Dir, dir: &Dir) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if dir.read(file)?.trim().is_empty() {
             dir.write(file, parent.read(file)?.trim())?;

@@ -303,3 +303,194 @@ fn with_controller(controller: &'static str, written: Result<(), Error>) -> Resu
         _ => error,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILES: [&str; 17] = [
+        "pids.max",
+        "memory.max",
+        "memory.low",
+        "memory.swap.max",
+        "cpu.weight",
+        "cpu.max",
+        "cpu.max.burst",
+        "cpu.idle",
+        "cpuset.cpus",
+        "cpuset.mems",
+        "io.weight",
+        "io.max",
+        "hugetlb.2MB.max",
+        "hugetlb.2MB.rsvd.max",
+        "rdma.max",
+        "memory.high",
+        "cgroup.max.depth",
+    ];
+
+    /// A folder with the files of a control group, all empty.
+    fn group() -> (tempfile::TempDir, Dir) {
+        let folder = tempfile::tempdir().unwrap();
+        for file in FILES {
+            std::fs::write(folder.path().join(file), "").unwrap();
+        }
+        std::fs::write(folder.path().join("cgroup.controllers"), "cpu memory").unwrap();
+        let dir = Dir::pretend(folder.path());
+        (folder, dir)
+    }
+
+    fn set(dir: &Dir, json: &str) -> Result<(), Error> {
+        set_limits(dir, &serde_json::from_str(json).unwrap())
+    }
+
+    /// The values that runc 1.5.2 writes for the same limits.
+    #[test]
+    fn limits_are_written_as_v2_wants_them() {
+        for (json, expected) in [
+            (r#"{"pids":{"limit":0}}"#, &[("pids.max", "1")][..]),
+            (r#"{"memory":{"limit":-1}}"#, &[("memory.max", "max"), ("memory.swap.max", "max")]),
+            (
+                r#"{"memory":{"limit":100,"swap":300,"reservation":50}}"#,
+                &[("memory.max", "100"), ("memory.swap.max", "200"), ("memory.low", "50")],
+            ),
+            (
+                r#"{"memory":{"limit":100,"swap":100}}"#,
+                &[("memory.max", "100"), ("memory.swap.max", "0")],
+            ),
+            (
+                r#"{"memory":{"limit":100,"swap":-1}}"#,
+                &[("memory.max", "100"), ("memory.swap.max", "max")],
+            ),
+            (r#"{"memory":{"limit":100}}"#, &[("memory.max", "100")]),
+            (r#"{"cpu":{"shares":1024}}"#, &[("cpu.weight", "100")]),
+            (r#"{"cpu":{"quota":5000}}"#, &[("cpu.max", "5000 100000")]),
+            (r#"{"cpu":{"quota":-1,"period":50000}}"#, &[("cpu.max", "max 50000")]),
+            (r#"{"cpu":{"period":50000}}"#, &[("cpu.max", "max 50000")]),
+            (
+                r#"{"cpu":{"idle":1,"shares":0,"burst":7,"cpus":"0-1","mems":"0"}}"#,
+                &[
+                    ("cpu.idle", "1"),
+                    ("cpu.max.burst", "7"),
+                    ("cpuset.cpus", "0-1"),
+                    ("cpuset.mems", "0"),
+                ],
+            ),
+            (r#"{"blockIO":{"weight":500}}"#, &[("io.weight", "4950")]),
+            (
+                r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":0}]}}"#,
+                &[("io.max", "8:0 rbps=max")],
+            ),
+            (
+                r#"{"blockIO":{"throttleWriteIOPSDevice":[{"major":8,"minor":16,"rate":9}]}}"#,
+                &[("io.max", "8:16 wiops=9")],
+            ),
+            (
+                r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#,
+                &[("hugetlb.2MB.max", "4194304"), ("hugetlb.2MB.rsvd.max", "4194304")],
+            ),
+            (r#"{"rdma":{"mlx5_1":{"hcaHandles":2}}}"#, &[("rdma.max", "mlx5_1 hca_handle=2")]),
+            (
+                r#"{"unified":{"memory.high":"max","cgroup.max.depth":"3"}}"#,
+                &[("memory.high", "max"), ("cgroup.max.depth", "3")],
+            ),
+        ] {
+            let (folder, dir) = group();
+            set(&dir, json).unwrap();
+            for file in FILES {
+                let written = std::fs::read_to_string(folder.path().join(file)).unwrap();
+                let wanted = expected.iter().find(|(name, _)| *name == file);
+                assert_eq!(written, wanted.map_or("", |(_, value)| value), "{file} of {json}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_an_error_in_runcs_words() {
+        for (missing, json, text) in [
+            (
+                "pids.max",
+                r#"{"pids":{"limit":1}}"#,
+                "cannot set pids limit: container could not join or create cgroup",
+            ),
+            (
+                "cpu.weight",
+                r#"{"cpu":{"shares":2}}"#,
+                "cannot set cpu limit: container could not join or create cgroup",
+            ),
+            ("io.max", r#"{"memory":{"swap":5}}"#, "unable to set swap limit without memory limit"),
+            (
+                "memory.swap.max",
+                r#"{"memory":{"limit":5,"swap":9}}"#,
+                "cannot set memory limit: container could not join or create cgroup",
+            ),
+            (
+                "io.max",
+                r#"{"unified":{"a/b":"1"}}"#,
+                "unified resource \"a/b\" must be a file name (no slashes)",
+            ),
+            (
+                "io.max",
+                r#"{"unified":{"nodot":"1"}}"#,
+                "unified resource \"nodot\" must be in the form CONTROLLER.PARAMETER",
+            ),
+            (
+                "io.max",
+                r#"{"unified":{"misc.max":"1"}}"#,
+                "unified resource \"misc.max\" can't be set: controller \"misc\" not available",
+            ),
+        ] {
+            let (folder, dir) = group();
+            std::fs::remove_file(folder.path().join(missing)).unwrap();
+            assert_eq!(set(&dir, json).unwrap_err().to_string(), text);
+        }
+        let (folder, dir) = group();
+        std::fs::remove_file(folder.path().join("memory.swap.max")).unwrap();
+        set(&dir, r#"{"memory":{"limit":5,"swap":5}}"#).unwrap();
+    }
+
+    #[test]
+    fn a_limit_below_the_usage_is_refused_when_asked_for() {
+        let (folder, dir) = group();
+        std::fs::write(folder.path().join("memory.current"), "100\n").unwrap();
+        for (json, text) in [
+            (
+                r#"{"memory":{"limit":100,"checkBeforeUpdate":true}}"#,
+                "rejecting memory limit 100 <= usage 100",
+            ),
+            (
+                r#"{"memory":{"limit":50,"swap":60,"checkBeforeUpdate":true}}"#,
+                "rejecting memory+swap limit 60 <= usage 100",
+            ),
+        ] {
+            assert_eq!(set(&dir, json).unwrap_err().to_string(), text);
+        }
+        set(&dir, r#"{"memory":{"limit":101,"checkBeforeUpdate":true}}"#).unwrap();
+        set(&dir, r#"{"memory":{"limit":1,"checkBeforeUpdate":false}}"#).unwrap();
+    }
+
+    #[test]
+    fn files_of_other_folders_are_out_of_reach() {
+        let (folder, dir) = group();
+        std::os::unix::fs::symlink("/etc/hostname", folder.path().join("link")).unwrap();
+        for file in ["../x", "/etc/hostname", "link"] {
+            assert!(dir.write(file, "1").is_err(), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_group_below_processes_takes_no_domain_limits() {
+        for (state, needs, error) in [
+            ("domain", Needs::Domain, None),
+            ("domain invalid", Needs::Domain, Some("an invalid state")),
+            ("threaded", Needs::Domain, Some("threaded mode")),
+            ("domain invalid", Needs::Anything, None),
+            ("threaded", Needs::Anything, None),
+        ] {
+            let (folder, dir) = group();
+            std::fs::write(folder.path().join("cgroup.type"), format!("{state}\n")).unwrap();
+            let found = settle_type(&dir, needs).map_err(|error| error.to_string());
+            assert_eq!(found.is_err(), error.is_some(), "{state} {needs:?}");
+            assert!(error.is_none_or(|text| found.unwrap_err().ends_with(text)));
+        }
+    }
+}

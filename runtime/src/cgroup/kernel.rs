@@ -1,0 +1,414 @@
+//! Tests on this machine's own cgroups, whatever their layout. Needs root.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::process::{Child, Command, Output, Stdio};
+
+use super::*;
+use rustix::process::Signal;
+
+/// A container's path of its own in each test, below a folder of this process.
+fn path(test: &str) -> CgroupPath {
+    CgroupPath::parse(Some(&format!("/hallmark-test-{}-{test}/group", std::process::id())), "")
+        .unwrap()
+}
+
+fn root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+        {
+            eprintln!("skipped: needs root");
+        }
+    }
+    root
+}
+
+fn create(test: &str) -> NewCgroup {
+    Cgroup::create(&path(test), Driver::Cgroupfs, &Resources::default()).unwrap()
+}
+
+fn parse(json: &str) -> Resources {
+    serde_json::from_str(json).unwrap()
+}
+
+/// A shell that enters as a container's first process does, then runs `script`.
+fn shell(join: &Join, script: &str) -> Command {
+    let ours = |fd: RawFd, file: &str| format!("/proc/{}/fd/{fd}{file}", std::process::id());
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!(r#"for f; do echo 0 > "$f" || exit 9; done; {script}"#), "sh"]);
+    command.args(join.tasks.iter().map(|fd| ours(fd.as_raw_fd(), "")));
+    command.args(join.clone_into().map(|fd| ours(fd.as_raw_fd(), "/cgroup.procs")));
+    command
+}
+
+/// A process inside, killed at the end of the test.
+struct Inside(Child);
+
+impl Inside {
+    fn new(cgroup: &Cgroup) -> Self {
+        let join = cgroup.join().unwrap();
+        let mut child =
+            shell(&join, "echo in; exec sleep 60").stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = [0; 3];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        Self(child)
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.id().cast_signed()
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn pids(cgroup: &Cgroup) -> Vec<i32> {
+    cgroup.pids().unwrap().into_iter().map(|pid| pid.as_raw_nonzero().get()).collect()
+}
+
+fn there(cgroup: &Cgroup) -> usize {
+    cgroup.paths().values().filter(|path| std::fs::metadata(path).is_ok()).count()
+}
+
+#[test]
+fn a_container_lives_freezes_dies_and_is_deleted() {
+    if !root() {
+        return;
+    }
+    let cgroup = create("life").commit();
+    let paths = cgroup.paths();
+    assert_eq!(there(&cgroup), paths.len());
+    let mut inside = Inside::new(&cgroup);
+    assert_eq!(pids(&cgroup), [inside.pid()]);
+    let own = std::fs::read_to_string(format!("/proc/{}/cgroup", inside.pid())).unwrap();
+    for controller in paths.keys() {
+        let line = own
+            .lines()
+            .find(|line| line.split(':').nth(1).unwrap().split(',').any(|name| name == controller));
+        assert!(line.unwrap().ends_with("life/group"), "{controller}: {own}");
+    }
+    assert_eq!(cgroup.freezer_state().unwrap(), FreezerState::Thawed);
+    cgroup.freeze().unwrap();
+    assert_eq!(cgroup.freezer_state().unwrap(), FreezerState::Frozen);
+    cgroup.thaw().unwrap();
+    assert_eq!(cgroup.freezer_state().unwrap(), FreezerState::Thawed);
+    let again = Cgroup::from_paths(&paths).unwrap();
+    assert_eq!(again.paths(), paths);
+    again.freeze().unwrap();
+    // also what is frozen dies
+    again.kill_all(Signal::KILL).unwrap();
+    again.thaw().unwrap();
+    assert!(!inside.0.wait().unwrap().success());
+    again.delete().unwrap();
+    assert_eq!(there(&cgroup), 0);
+    // a second time there is nothing to do
+    cgroup.delete().unwrap();
+    assert_eq!(Cgroup::from_paths(&paths).unwrap().paths().len(), 0);
+    assert_eq!(cgroup.freezer_state().unwrap(), FreezerState::Undefined);
+    drop_folder(&paths);
+}
+
+/// The folder above is kept when a container is deleted: others may be in it.
+fn drop_folder(paths: &BTreeMap<String, String>) {
+    for path in paths.values() {
+        match std::fs::remove_dir(std::path::Path::new(path).parent().unwrap()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing_behind() {
+    if !root() {
+        return;
+    }
+    let new = create("undo");
+    // co-mounted controllers share one
+    let paths: BTreeSet<String> = new.paths().into_values().collect();
+    let folder = |path: &String| std::path::Path::new(path).parent().unwrap().to_owned();
+    // another container that is about to start in the same folder
+    for path in &paths {
+        drop(std::fs::create_dir(folder(path).join("other")));
+    }
+    drop(new);
+    for path in &paths {
+        assert!(std::fs::metadata(path).is_err(), "{path}");
+        std::fs::remove_dir(folder(path).join("other")).unwrap();
+        std::fs::remove_dir(folder(path)).unwrap();
+    }
+    let paths = create("undo").paths();
+    for path in paths.values() {
+        assert!(std::fs::metadata(folder(path)).is_err(), "{path}");
+    }
+}
+
+#[test]
+fn sub_groups_are_deleted_with_the_container() {
+    if !root() {
+        return;
+    }
+    let cgroup = create("sub");
+    for group in &cgroup.groups {
+        let (above, _) = group.dir.make_child("a").unwrap();
+        let (below, _) = above.make_child("b").unwrap();
+        if group.has("cpuset") {
+            v1::inherit_cpuset(&group.dir, &above).unwrap();
+            v1::inherit_cpuset(&above, &below).unwrap();
+        }
+    }
+    let join = cgroup.join_sub("a/b").unwrap();
+    let mut child = shell(&join, "echo in; exec sleep 60").stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+    assert_eq!(pids(&cgroup), [child.id().cast_signed()]);
+    let missing = cgroup.join_sub("a/c").unwrap_err();
+    assert!(missing.to_string().ends_with("a/c"), "{missing}");
+    cgroup.kill_all(Signal::KILL).unwrap();
+    child.wait().unwrap();
+    cgroup.delete().unwrap();
+    assert_eq!(there(&cgroup), 0);
+}
+
+#[test]
+fn a_group_with_processes_is_not_taken_and_not_removed() {
+    if !root() {
+        return;
+    }
+    let first = create("busy");
+    let inside = Inside::new(&first);
+    let error = Cgroup::create(&path("busy"), Driver::Cgroupfs, &Resources::default()).unwrap_err();
+    assert_eq!(error.to_string(), "container's cgroup is not empty: 1 process(es) found");
+    assert_eq!(there(&first), first.paths().len());
+    let error = first.delete().unwrap_err();
+    assert!(matches!(error, Error::Busy { left: 1, .. }), "{error}");
+    drop(inside);
+}
+
+#[test]
+fn a_frozen_group_is_not_taken() {
+    if !root() {
+        return;
+    }
+    let first = create("frozen");
+    first.freeze().unwrap();
+    let error =
+        Cgroup::create(&path("frozen"), Driver::Cgroupfs, &Resources::default()).unwrap_err();
+    assert_eq!(error.to_string(), "container's cgroup unexpectedly frozen");
+    first.thaw().unwrap();
+    // empty and thawed it is taken
+    drop(Cgroup::create(&path("frozen"), Driver::Cgroupfs, &Resources::default()).unwrap());
+    assert_eq!(there(&first), first.paths().len());
+}
+
+#[test]
+fn systemds_driver_is_refused_by_name() {
+    let error = Cgroup::create(&path("x"), Driver::Systemd, &Resources::default()).unwrap_err();
+    assert!(error.to_string().starts_with("the systemd cgroup driver is not built in"));
+}
+
+/// A state file that names a place outside of the hierarchy.
+#[test]
+fn saved_paths_must_lie_in_their_hierarchy() {
+    let cgroup = create("saved");
+    for (key, good) in cgroup.paths() {
+        for bad in ["/etc", "/sys/fs/cgroup/../../etc", "", &format!("{good}/../../..")] {
+            let error = Cgroup::from_paths(&BTreeMap::from([(key.clone(), bad.to_owned())]));
+            assert!(matches!(error, Err(Error::Path { .. })), "{key}: {bad}");
+        }
+    }
+}
+
+#[test]
+fn limits_reach_the_kernel_and_come_off_again() {
+    if !root() {
+        return;
+    }
+    let cgroup = create("limits");
+    if cgroup.version == Version::V2 {
+        return limits_of_v2(&cgroup);
+    }
+    let first = parse(
+        r#"{"memory":{"limit":67108864,"swap":134217728,"reservation":33554432,"swappiness":10},
+            "cpu":{"shares":512,"quota":20000,"period":50000,"burst":1000,"cpus":"0","mems":"0"},
+            "pids":{"limit":17},"blockIO":{"throttleReadBpsDevice":[{"major":7,"minor":0,"rate":1048576}]}}"#,
+    );
+    cgroup.apply(&first).unwrap();
+    let read = |controller, file: &str| cgroup.v1(controller).unwrap().read(file).unwrap();
+    assert_eq!(read("memory", "memory.limit_in_bytes"), "67108864\n");
+    assert_eq!(read("memory", "memory.soft_limit_in_bytes"), "33554432\n");
+    assert_eq!(read("cpu", "cpu.shares"), "512\n");
+    assert_eq!(read("cpu", "cpu.cfs_quota_us"), "20000\n");
+    assert_eq!(read("cpu", "cpu.cfs_period_us"), "50000\n");
+    assert_eq!(read("cpuset", "cpuset.cpus"), "0\n");
+    assert_eq!(read("pids", "pids.max"), "17\n");
+    assert_eq!(read("blkio", "blkio.throttle.read_bps_device"), "7:0 1048576\n");
+    // larger, smaller, and none at all, each from what was before
+    for (limit, swap) in [(268_435_456_i64, 536_870_912_i64), (16_777_216, 33_554_432), (-1, 0)] {
+        let json =
+            format!(r#"{{"memory":{{"limit":{limit},"swap":{swap}}},"pids":{{"limit":-1}}}}"#);
+        cgroup.update(&first, &first.updated_by(&parse(&json))).unwrap();
+        let now = cgroup.v1("memory").unwrap().read_number("memory.limit_in_bytes").unwrap();
+        assert!(u64::try_from(limit).map_or(now > 1 << 60, |limit| now == limit), "{limit}: {now}");
+    }
+    assert_eq!(read("pids", "pids.max"), "max\n");
+    let error = cgroup.update(&first, &parse(r#"{"cpu":{"shares":1}}"#)).unwrap_err();
+    assert_eq!(error.to_string(), "the minimum allowed cpu-shares is 2");
+    assert_eq!(read("cpu", "cpu.shares"), "512\n", "as before the update");
+    let error = cgroup.apply(&parse(r#"{"unified":{"memory.high":"1"}}"#)).unwrap_err();
+    assert_eq!(error.to_string(), "invalid configuration: cannot use unified on cgroup v1");
+}
+
+/// Without controllers in cgroup2 (a hybrid machine's) a limit is refused by name.
+fn limits_of_v2(cgroup: &Cgroup) {
+    let limits = parse(r#"{"pids":{"limit":17},"cpu":{"shares":512}}"#);
+    let here = cgroup.v2().unwrap().dir.read("cgroup.controllers").unwrap();
+    match cgroup.set_limits(&limits) {
+        Ok(()) => {
+            let read = |file: &str| cgroup.v2().unwrap().dir.read(file).unwrap();
+            assert_eq!(
+                (read("pids.max"), read("cpu.weight")),
+                ("17\n".to_owned(), "59\n".to_owned())
+            );
+        }
+        Err(error) => {
+            assert!(!here.contains("pids"), "{error}");
+            assert_eq!(
+                error.to_string(),
+                "cannot set pids limit: container could not join or create cgroup"
+            );
+        }
+    }
+}
+
+/// Runs `script` inside, with `$dm` a node of device-mapper's control device, and `$zero` one of /dev/zero.
+fn inside(cgroup: &Cgroup, folder: &std::path::Path, script: &str) -> Output {
+    let join = cgroup.join().unwrap();
+    let mut command = shell(&join, script);
+    command.env("dm", folder.join("dm")).env("zero", folder.join("zero")).output().unwrap()
+}
+
+fn nodes() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, numbers) in [("dm", ["10", "236"]), ("zero", ["1", "5"])] {
+        let status =
+            Command::new("mknod").arg(folder.path().join(name)).arg("c").args(numbers).status();
+        assert!(status.unwrap().success());
+    }
+    folder
+}
+
+const OPEN_DM: &str = r#"exec < "$dm""#;
+const DENIED: &str = "Operation not permitted";
+
+/// Applies the device rules; `false` where bpf(2) is closed, as on a hybrid machine's cgroup2.
+fn devices_apply(cgroup: &Cgroup, json: &str) -> bool {
+    match cgroup.set_devices(parse(json).devices.as_deref().unwrap_or_default()) {
+        Err(Error::Bpf { source, .. }) if source.kind() == hallmark_sys::ErrorKind::Denied => {
+            #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+            {
+                eprintln!("skipped: needs bpf(2)");
+            }
+            false
+        }
+        other => other.is_ok(),
+    }
+}
+
+#[test]
+fn device_rules_hold_inside() {
+    if !root() {
+        return;
+    }
+    let (cgroup, folder) = (create("devices"), nodes());
+    if !devices_apply(&cgroup, r#"{"devices":[{"allow":false,"access":"rwm"}]}"#) {
+        return;
+    }
+    let denied = inside(&cgroup, folder.path(), OPEN_DM);
+    assert!(String::from_utf8_lossy(&denied.stderr).contains(DENIED), "{denied:?}");
+    let allowed = inside(&cgroup, folder.path(), r#"head -c 3 "$zero" && mknod "$dm.2" c 10 236"#);
+    assert_eq!(allowed.stdout, [0; 3], "{allowed:?}");
+    assert!(allowed.status.success(), "{allowed:?}");
+    let open = r#"{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":236,"access":"r"}]}"#;
+    assert!(devices_apply(&cgroup, open));
+    let open = inside(&cgroup, folder.path(), OPEN_DM);
+    assert!(!String::from_utf8_lossy(&open.stderr).contains(DENIED), "{open:?}");
+    let write = inside(&cgroup, folder.path(), r#"exec 3<> "$dm""#);
+    assert!(String::from_utf8_lossy(&write.stderr).contains(DENIED), "{write:?}");
+}
+
+/// The denial above holds against a container that may use every device, and that allows itself the device again.
+#[test]
+fn device_mapper_stays_denied_from_above() {
+    if !root() {
+        return;
+    }
+    let (cgroup, folder) = (create("above"), nodes());
+    if !devices_apply(&cgroup, r#"{"devices":[{"allow":true,"access":"rwm"}]}"#) {
+        return;
+    }
+    let before = inside(&cgroup, folder.path(), OPEN_DM);
+    assert!(!String::from_utf8_lossy(&before.stderr).contains(DENIED), "{before:?}");
+    let expected = match cgroup.version {
+        Version::V1 => ParentDenial::DevicesController,
+        Version::V2 => ParentDenial::Ebpf,
+    };
+    for _ in 0..2 {
+        assert_eq!(cgroup.deny_device_mapper_on_parent().unwrap(), expected);
+    }
+    let after = inside(&cgroup, folder.path(), OPEN_DM);
+    assert!(String::from_utf8_lossy(&after.stderr).contains(DENIED), "{after:?}");
+    if cgroup.version == Version::V1 {
+        let error =
+            cgroup.v1("devices").unwrap().write("devices.allow", "c 10:236 rwm").unwrap_err();
+        assert_eq!(error.errno(), Some(rustix::io::Errno::PERM));
+    }
+    let others = inside(&cgroup, folder.path(), r#"head -c 3 "$zero""#);
+    assert_eq!(others.stdout, [0; 3], "{others:?}");
+}
+
+/// A denial that would hit the node's own daemons is refused.
+#[test]
+fn the_denial_never_hits_the_node() {
+    if !root() {
+        return;
+    }
+    let place = format!("/hallmark-test-{}-top", std::process::id());
+    let top = CgroupPath::parse(Some(&place), "").unwrap();
+    let cgroup = Cgroup::create(&top, Driver::Cgroupfs, &Resources::default()).unwrap();
+    let error = cgroup.deny_device_mapper_on_parent().unwrap_err();
+    assert!(error.to_string().contains("the group above is the root"), "{error}");
+}
+
+#[test]
+fn a_limit_without_its_controller_is_an_error() {
+    let nothing = Cgroup { groups: Vec::new(), version: Version::V1 };
+    for (json, controller) in [
+        (r#"{"memory":{"limit":1}}"#, "memory"),
+        (r#"{"cpu":{"shares":2}}"#, "cpu"),
+        (r#"{"cpu":{"cpus":"0"}}"#, "cpuset"),
+        (r#"{"pids":{"limit":0}}"#, "pids"),
+        (r#"{"blockIO":{"weight":10}}"#, "blkio"),
+        (r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#, "hugetlb"),
+        (r#"{"network":{"classID":1}}"#, "net_cls"),
+        (r#"{"network":{"priorities":[{"name":"lo","priority":1}]}}"#, "net_prio"),
+        (r#"{"rdma":{"x":{"hcaHandles":1}}}"#, "rdma"),
+        (r#"{"pids":{"limit":-1}}"#, "pids"),
+    ] {
+        let error = nothing.set_limits(&parse(json)).unwrap_err();
+        let text =
+            format!("cannot set {controller} limit: container could not join or create cgroup");
+        assert_eq!(error.to_string(), text);
+    }
+    for unset in
+        [r#"{"memory":{"limit":0}}"#, r#"{"cpu":{"quota":0,"cpus":""}}"#, r#"{"blockIO":{}}"#, "{}"]
+    {
+        nothing.set_limits(&parse(unset)).unwrap();
+    }
+    assert!(nothing.apply(&Resources::default()).is_err(), "no devices controller, no container");
+}
