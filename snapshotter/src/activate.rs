@@ -83,19 +83,27 @@ impl Activations {
         if self.policy == LayerSignature::Required {
             return Err(Error::LayerSignature { root_hash: layer.root_hash, source: verdict });
         }
-        match self.active(&layer.root_hash, Signed::No) {
+        match self.active(&layer.root_hash, Signed::No)? {
             Some(lower) => Ok(lower),
             None => self.make(layer, None),
         }
     }
 
-    fn active(&self, root_hash: &RootHash, signed: Signed) -> Option<PathBuf> {
-        let record = self.active.get(&ActivationRecord::file_name(root_hash, signed));
-        record.map(|record| record.lower.clone())
+    /// The mount point of an active layer. One that somebody took away by hand is taken down to the rest.
+    fn active(&mut self, root_hash: &RootHash, signed: Signed) -> Result<Option<PathBuf>> {
+        let name = ActivationRecord::file_name(root_hash, signed);
+        let Some(record) = self.active.get(&name) else { return Ok(None) };
+        if is_mounted(record) {
+            return Ok(Some(record.lower.clone()));
+        }
+        tracing::warn!("layer {root_hash}: {} is not mounted any more", record.lower.display());
+        deactivate(&self.layout.devices().join(&name), record)?;
+        self.active.remove(&name);
+        Ok(None)
     }
 
     fn activate_signed(&mut self, layer: &Layer, signatures: &[Vec<u8>]) -> Result<Attempt> {
-        if let Some(lower) = self.active(&layer.root_hash, Signed::Yes) {
+        if let Some(lower) = self.active(&layer.root_hash, Signed::Yes)? {
             return Ok(Attempt::Active(lower));
         }
         let mut refused = None;
@@ -308,6 +316,14 @@ fn mount(kind: DeviceKind, device: &Device, lower: &Path) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(mounted.as_fd(), "", rustix::fs::CWD, lower, flags)
         .map_err(Error::errno(format!("move_mount to {}", lower.display())))
+}
+
+/// Whether the record's device is what its mount point shows.
+fn is_mounted(record: &ActivationRecord) -> bool {
+    rustix::fs::stat(&record.lower).is_ok_and(|stat| {
+        let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        record.dev == format!("{major}:{minor}")
+    })
 }
 
 /// Undoes an activation in reverse. The record goes between the mount and the device: while the mount is there, so

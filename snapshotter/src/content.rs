@@ -19,7 +19,7 @@ use crate::proto::content::{
     Info, ListContentRequest, ListContentResponse, ReadContentRequest, ReadContentResponse,
 };
 
-/// How long containerd may take for one answer, or for the next piece of a blob.
+/// How long containerd may take for the first or next piece of a layer's blob.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a look for claims may hold up a Prepare.
 const LOOK: Duration = Duration::from_secs(5);
@@ -63,22 +63,27 @@ impl Content {
     /// A small blob, whole. `limit` bytes are read at most.
     pub(crate) fn read_small(&self, namespace: &str, digest: &str, limit: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let mut blob = self.open(namespace, digest)?.take(limit);
+        let mut blob = self.open_within(LOOK, namespace, digest)?.take(limit);
         blob.read_to_end(&mut bytes).map_err(Error::io(format!("read blob {digest}")))?;
         Ok(bytes)
     }
 
     /// A blob, as a stream.
     pub(crate) fn open(&self, namespace: &str, digest: &str) -> Result<Blob> {
+        self.open_within(PATIENCE, namespace, digest)
+    }
+
+    fn open_within(&self, patience: Duration, namespace: &str, digest: &str) -> Result<Blob> {
         let read = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
         let request = self.request(namespace, read)?;
         let mut client = self.client.clone();
         let call = async move { Ok(client.read(request).await?.into_inner()) };
-        let stream = self.wait("content read", PATIENCE, call)?;
+        let stream = self.wait("content read", patience, call)?;
         Ok(Blob {
             stream,
             piece: ReadContentResponse::default(),
             used: 0,
+            patience,
             runtime: self.runtime.clone(),
         })
     }
@@ -117,6 +122,8 @@ pub(crate) struct Blob {
     piece: ReadContentResponse,
     /// Bytes of `piece` that were read.
     used: usize,
+    /// For the next piece.
+    patience: Duration,
     runtime: Handle,
 }
 
@@ -124,7 +131,8 @@ impl Read for Blob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.used == self.piece.data.len() {
             let next = self.stream.message();
-            let next = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, next).await });
+            let next =
+                self.runtime.block_on(async { tokio::time::timeout(self.patience, next).await });
             match next
                 .map_err(io::Error::other)?
                 .map_err(|status| io::Error::other(status.message()))?

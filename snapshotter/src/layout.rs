@@ -65,7 +65,7 @@ impl Layout {
 
     /// A layer's image.
     pub(crate) fn layer(&self, diff_id: &DiffId) -> PathBuf {
-        self.layers().join(format!("{}.erofs", diff_id.to_hex()))
+        self.layers().join(image_name(diff_id))
     }
 
     /// The directories of snapshots.
@@ -103,6 +103,11 @@ impl Layout {
     pub(crate) fn devices(&self) -> PathBuf {
         self.state.join("devices")
     }
+}
+
+/// The file name of a layer's image.
+pub(crate) fn image_name(diff_id: &DiffId) -> String {
+    format!("{}.erofs", diff_id.to_hex())
 }
 
 /// A file in the making: gone when dropped, there for good after [`publish`](Self::publish).

@@ -96,12 +96,12 @@ async fn serve(config: &NodeConfig) -> Result<()> {
         Some(listener) => listener,
         None => listen(&config.snapshotter.socket)?,
     };
+    tracing::info!("serving on {:?}", listener.local_addr().context("socket")?);
     listener.set_nonblocking(true).context("socket")?;
     let listener = tokio::net::UnixListener::from_std(listener).context("socket")?;
     let mut terminated = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupted = signal(SignalKind::interrupt()).context("SIGINT")?;
     systemd::notify("READY=1")?;
-    tracing::info!("serving on {}", config.snapshotter.socket.display());
     let snapshotter = Arc::new(snapshotter);
     let claims = Arc::clone(&snapshotter);
     tokio::task::spawn_blocking(move || {

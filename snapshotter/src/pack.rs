@@ -14,7 +14,7 @@ use hallmark_erofs::{Compression, Limits, PackedLayer};
 use hallmark_verity::{LayerDigest, VolumeParams};
 
 use crate::error::{Error, Result};
-use crate::layout::{Layout, Unfinished};
+use crate::layout::{Layout, Unfinished, image_name};
 use crate::store::{Layer, Store};
 
 /// `mediaType` of an applied layer: a plain tar.
@@ -158,8 +158,7 @@ impl Fresh {
                 Ok(known)
             }
             None => {
-                let name = format!("{}.erofs", layer.diff_id.to_hex());
-                self.unfinished.publish(&name)?;
+                self.unfinished.publish(&image_name(&layer.diff_id))?;
                 store.insert_layer(&layer, &blob)?;
                 Ok(layer)
             }

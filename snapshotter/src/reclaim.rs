@@ -22,7 +22,7 @@ use hallmark_trust::evidence::{ActivationRecord, DeviceKind};
 
 use crate::activate::{file_name, remove_device, remove_mount_point, unmount_lower};
 use crate::error::{Error, Result, chain};
-use crate::layout::{self, Layout};
+use crate::layout::{self, Layout, image_name};
 use crate::mountinfo::{self, Mounted};
 use crate::store::{Layer, Store};
 
@@ -48,8 +48,12 @@ pub(crate) fn reclaim(
     store: &Store,
     kind: DeviceKind,
 ) -> Result<Vec<ActivationRecord>> {
-    remove_orphans(layout, store)?;
     let layers = store.layers()?;
+    let images: HashSet<String> = layers.iter().map(|layer| image_name(&layer.diff_id)).collect();
+    remove_orphans(&layout.snapshots(), &snapshot_names(store)?)?;
+    remove_orphans(&layout.layers(), &images)?;
+    remove_unfinished(&layout.claims)?;
+    remove_unfinished(&layout.devices())?;
     let mounted = mountinfo::read()?;
     let mut adopted = Vec::new();
     for name in layout::names_in(&layout.devices())? {
@@ -220,30 +224,30 @@ fn reads_layer_of(layout: &Layout, major: u32, minor: u32) -> bool {
     backing().is_some_and(|path| path.starts_with(layout.layers()))
 }
 
-/// Directories of snapshots and files of layers that the database does not know; files that were never finished.
-fn remove_orphans(layout: &Layout, store: &Store) -> Result<()> {
-    let ids: HashSet<String> =
-        store.snapshots()?.iter().map(|(_, snapshot)| snapshot.id.to_string()).collect();
-    for name in layout::names_in(&layout.snapshots())? {
-        if !ids.contains(&name) {
-            tracing::info!("directory snapshots/{name} is of no snapshot: removed");
-            layout::remove_tree(&layout.snapshots().join(name))?;
+/// The names of the directories in `snapshots/` that belong there.
+pub(crate) fn snapshot_names(store: &Store) -> Result<HashSet<String>> {
+    Ok(store.snapshots()?.iter().map(|(_, snapshot)| snapshot.id.to_string()).collect())
+}
+
+/// Removes everything in a directory that is not one of `names`.
+pub(crate) fn remove_orphans(directory: &Path, names: &HashSet<String>) -> Result<()> {
+    for name in layout::names_in(directory)? {
+        if names.contains(&name) {
+            continue;
         }
+        let orphan = directory.join(name);
+        tracing::info!("{} is of nothing in the database: removed", orphan.display());
+        let is_directory = std::fs::symlink_metadata(&orphan).is_ok_and(|meta| meta.is_dir());
+        if is_directory { layout::remove_tree(&orphan)? } else { layout::remove_file(&orphan)? }
     }
-    let layers: HashSet<PathBuf> =
-        store.layers()?.iter().map(|layer| layout.layer(&layer.diff_id)).collect();
-    for name in layout::names_in(&layout.layers())? {
-        let path = layout.layers().join(&name);
-        if !layers.contains(&path) {
-            tracing::info!("file layers/{name} is of no layer: removed");
-            layout::remove_file(&path)?;
-        }
-    }
-    for directory in [layout.claims.clone(), layout.devices()] {
-        for name in layout::names_in(&directory)? {
-            if name.starts_with(layout::UNFINISHED) {
-                layout::remove_file(&directory.join(name))?;
-            }
+    Ok(())
+}
+
+/// Files that were cut off while they were written.
+fn remove_unfinished(directory: &Path) -> Result<()> {
+    for name in layout::names_in(directory)? {
+        if name.starts_with(layout::UNFINISHED) {
+            layout::remove_file(&directory.join(name))?;
         }
     }
     Ok(())

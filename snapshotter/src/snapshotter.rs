@@ -23,6 +23,7 @@ use crate::layout::{self, Layout};
 use crate::mounts;
 use crate::pack::{self, Flights, Fresh};
 use crate::proto::types::{Descriptor, Mount};
+use crate::reclaim;
 use crate::store::{Commit, Kind, Labels, Layer, New, Snapshot, Store};
 use crate::usage::{self, Usage, Walks};
 
@@ -91,7 +92,7 @@ impl Snapshotter {
             .create(New { name: key, kind, parent, labels }, |id| self.directories(id))?;
         let mounted = self.ready(&mut activations, key, &snapshot);
         if mounted.is_err() {
-            // the call did not happen: the reason is told, and what cannot be undone goes at the next start
+            // the call did not happen: its reason is returned, what cannot be undone is told here
             let removed = self
                 .store
                 .remove(key)
@@ -127,6 +128,10 @@ impl Snapshotter {
     ) -> Result<Vec<Mount>> {
         if snapshot.kind == Kind::Active && snapshot.layer.is_none() && unpacks(key) {
             return Ok(vec![mounts::unpack_reply(&self.layout, snapshot)]);
+        }
+        if std::fs::symlink_metadata(self.layout.upper(snapshot.id)).is_err() {
+            // a power cut after the record was synced and before the directory was
+            self.directories(snapshot.id)?;
         }
         let lowers = self.activate(activations, snapshot)?;
         if snapshot.kind == Kind::Active {
@@ -303,7 +308,8 @@ impl Snapshotter {
         labels.insert(HINT_DIFF_ID.to_owned(), diff_id.to_string());
         self.store.commit(Commit { key, name, parent, diff_id: &diff_id, labels })?;
         // the layer is what counts from here on
-        layout::remove_tree(&self.layout.snapshot(active.id))
+        self.discard(active.id);
+        Ok(())
     }
 
     fn pack_directory(&self, upper: &Path) -> Result<Layer> {
@@ -328,12 +334,19 @@ impl Snapshotter {
             let mut activations = self.changing();
             let removed = self.store.remove(key)?;
             activations.deactivate_unused(&self.roots_in_use()?);
-            if let Some(diff_id) = removed.unused_layer {
-                self.remove_images(&[diff_id])?;
-            }
+            self.remove_images(removed.unused_layer.as_slice());
             removed.snapshot
         };
-        layout::remove_tree(&self.layout.snapshot(snapshot.id))
+        self.discard(snapshot.id);
+        Ok(())
+    }
+
+    /// Removes the directory of a snapshot that is no more. The call that did it has succeeded: what is left is
+    /// told here, and goes at the next cleanup or start.
+    fn discard(&self, id: u64) {
+        if let Err(error) = layout::remove_tree(&self.layout.snapshot(id)) {
+            tracing::warn!("{}", chain(&error));
+        }
     }
 
     /// Removes what removals could not, and layers that nothing came to use.
@@ -342,15 +355,17 @@ impl Snapshotter {
         let then = SystemTime::now().checked_sub(UNUSED_LAYER_STAYS);
         let unused = self.store.forget_unused(then.unwrap_or(SystemTime::UNIX_EPOCH))?;
         activations.deactivate_unused(&self.roots_in_use()?);
-        self.remove_images(&unused)
+        self.remove_images(&unused);
+        reclaim::remove_orphans(&self.layout.snapshots(), &reclaim::snapshot_names(&self.store)?)
     }
 
-    fn remove_images(&self, layers: &[DiffId]) -> Result<()> {
+    fn remove_images(&self, layers: &[DiffId]) {
         for diff_id in layers {
-            layout::remove_file(&self.layout.layer(diff_id))?;
-            tracing::info!("layer {diff_id} removed");
+            match layout::remove_file(&self.layout.layer(diff_id)) {
+                Ok(()) => tracing::info!("layer {diff_id} removed"),
+                Err(error) => tracing::warn!("layer {diff_id}: {}", chain(&error)),
+            }
         }
-        Ok(())
     }
 
     /// Root hashes beneath active snapshots and views. Snapshots that a layer is applied to mount nothing.

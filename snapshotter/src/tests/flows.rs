@@ -355,3 +355,30 @@ fn labels_are_replaced_or_changed_one_by_one() {
     assert_eq!(update(&[], &["kind"]).unwrap_err().kind(), ErrorKind::InvalidArgument);
     snapshotter.remove("k").unwrap();
 }
+
+#[test]
+fn a_layer_that_was_unmounted_by_hand_is_mounted_again() {
+    let node = Node::new();
+    let snapshotter = node.start();
+    let top = unpack(&snapshotter, &[&layer(&node, "a")]);
+    let first =
+        snapshotter.create("default/9/box", Kind::Active, Some(&top), Labels::new()).unwrap();
+    crate::activate::unmount_lower(&node.lowers()[0]).unwrap();
+    let second = snapshotter.mounts("default/9/box").unwrap();
+    assert_ne!(first, second);
+    with_mounted(&second, |root| assert_eq!(names(root), ["a"]));
+    snapshotter.remove("default/9/box").unwrap();
+    assert!(node.lowers().is_empty());
+    assert_eq!(node.loops(), 0);
+}
+
+#[test]
+fn cleanup_takes_what_belongs_to_nothing() {
+    let node = Node::new();
+    let snapshotter = node.start();
+    snapshotter.create("k", Kind::Active, None, Labels::new()).unwrap();
+    std::fs::create_dir_all(node.layout().snapshot(999).join("fs/left")).unwrap();
+    snapshotter.cleanup().unwrap();
+    assert_eq!(names(&node.layout().snapshots()).len(), 1);
+    snapshotter.remove("k").unwrap();
+}
