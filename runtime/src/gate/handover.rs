@@ -45,6 +45,15 @@ pub(crate) struct Rootfs {
     pub(crate) durability: Durability,
     /// Whether the caller wants it read-only although there is an upper.
     pub(crate) access: Access,
+    /// The maps of a container with a user namespace of its own.
+    pub(crate) id_maps: Option<IdMaps>,
+}
+
+/// `uidmap=` and `gidmap=`, as text for the files of the same name in procfs: `0 100000 65536`, a line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IdMaps {
+    pub(crate) uid: String,
+    pub(crate) gid: String,
 }
 
 /// Where writes go.
@@ -110,6 +119,7 @@ fn parse(bytes: &[u8]) -> Result<Rootfs> {
 fn overlay(mount: &Mount) -> Result<Rootfs> {
     let mut rootfs = Rootfs::default();
     let (mut upper, mut work) = (None, None);
+    let (mut uid, mut gid) = (None, None);
     for option in &mount.options {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
         match (key, value) {
@@ -122,11 +132,8 @@ fn overlay(mount: &Mount) -> Result<Rootfs> {
             ("volatile", "") => rootfs.durability = Durability::Volatile,
             ("ro", "") => rootfs.access = Access::ReadOnly,
             ("rw", "") | ("index", "off") => {}
-            ("uidmap" | "gidmap", _) => {
-                return Err(Error::spec(format!(
-                    "overlay option {option:?}: an id-mapped root file system is not supported"
-                )));
-            }
+            ("uidmap", value) if uid.is_none() => uid = Some(id_map(value)?),
+            ("gidmap", value) if gid.is_none() => gid = Some(id_map(value)?),
             _ => {
                 return Err(Error::spec(format!("overlay option {option:?} is not accepted here")));
             }
@@ -135,6 +142,15 @@ fn overlay(mount: &Mount) -> Result<Rootfs> {
     if rootfs.lowers.is_empty() {
         return Err(Error::spec("the overlay has no lowerdir"));
     }
+    rootfs.id_maps = match (uid, gid) {
+        (Some(uid), Some(gid)) => Some(IdMaps { uid, gid }),
+        (None, None) => None,
+        _ => {
+            return Err(Error::spec(
+                "the overlay has one of uidmap and gidmap, expected both or none",
+            ));
+        }
+    };
     rootfs.upper = match (upper, work) {
         (Some(upper), Some(work)) => Some(Upper::Overlay { upper, work }),
         (None, None) => None,
@@ -145,6 +161,18 @@ fn overlay(mount: &Mount) -> Result<Rootfs> {
         }
     };
     Ok(rootfs)
+}
+
+/// `container:host:length`, several with commas between.
+fn id_map(value: &str) -> Result<String> {
+    let wrong = || Error::spec(format!("id map {value:?}, expected container:host:length"));
+    let line = |map: &str| {
+        let numbers: Vec<u32> =
+            map.split(':').map(|number| number.parse().ok()).collect::<Option<_>>()?;
+        let [container, host, length] = numbers.as_slice() else { return None };
+        Some(format!("{container} {host} {length}\n"))
+    };
+    value.split(',').map(line).collect::<Option<String>>().ok_or_else(wrong)
 }
 
 /// A backslash escapes, an empty name between two colons begins data-only lowers: neither is a name of ours.
@@ -208,8 +236,15 @@ mod tests {
             context: Some("a:b:c:s0:c1,c2".into()),
             durability: Durability::Volatile,
             access: Access::ReadWrite,
+            id_maps: None,
         };
         assert_eq!(rootfs, expected);
+        let mapped = overlay_of(
+            r#""uidmap=0:100000:65536","gidmap=0:100000:10,10:5:1","upperdir=/u","workdir=/w","lowerdir=/a""#,
+        );
+        let maps = mapped.unwrap().id_maps.unwrap();
+        assert_eq!(maps.uid, "0 100000 65536\n");
+        assert_eq!(maps.gid, "0 100000 10\n10 5 1\n");
         let view = overlay_of(r#""ro","lowerdir=/b:/a""#).unwrap();
         assert_eq!((view.upper, view.access), (None, Access::ReadOnly));
     }
@@ -245,6 +280,8 @@ mod tests {
             format!(r#"{upper},"lowerdir=/a","userxattr""#),
             format!(r#"{upper},"lowerdir=/a","datadir+=/d""#),
             format!(r#"{upper},"lowerdir=/a","uidmap=0:100000:65536""#),
+            format!(r#"{upper},"lowerdir=/a","uidmap=0:100000:65536","gidmap=0:1""#),
+            format!(r#"{upper},"lowerdir=/a","uidmap=0:100000:65536","gidmap=0:-1:65536""#),
         ] {
             assert!(overlay_of(&options).is_err(), "{options}");
         }
@@ -264,7 +301,7 @@ mod tests {
     #[test]
     fn only_roots_private_file_is_read() {
         use std::os::unix::fs::PermissionsExt;
-        if !super::super::tamper::is_root() {
+        if !super::super::world::is_root() {
             return;
         }
         let dir = tempfile::tempdir().unwrap();

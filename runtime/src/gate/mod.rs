@@ -9,7 +9,7 @@
 //! | `handover` | names of lowers, upper and work, from the shim |
 //! | `stack`, `claims` | open, evidence, claim, judge |
 //! | `upper` | the upper is empty at first start, or belongs to this stack |
-//! | `overlay` | the detached mount |
+//! | `overlay`, `idmap` | the detached mount |
 //! | `mounts` | the specification's mounts, hooks and namespaces |
 //! | `hardening` | what enforce adds |
 //! | `audit` | refuse, or write down and go on |
@@ -18,6 +18,7 @@ mod audit;
 mod claims;
 mod handover;
 mod hardening;
+mod idmap;
 mod mounts;
 mod overlay;
 mod refusal;
@@ -25,6 +26,8 @@ mod stack;
 #[cfg(test)]
 mod tamper;
 mod upper;
+#[cfg(test)]
+mod world;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,6 +41,8 @@ use hallmark_trust::{Enforcement, ExecControl, Strength, exec_control};
 use hallmark_verity::{ImageDigest, RootHash};
 use serde::Serialize;
 
+#[cfg(test)]
+use crate::error::ErrorKind;
 use crate::error::{Error, Result};
 use audit::Findings;
 use handover::{Rootfs, Upper};
@@ -226,6 +231,7 @@ fn judged(
                 label: request.mount_label,
                 durability: rootfs.durability,
                 access: rootfs.access,
+                id_maps: rootfs.id_maps.as_ref(),
             };
             (overlay::build(warrant, &proc, &parts)?, judged.stack)
         }

@@ -19,7 +19,8 @@ use rustix::mount::{
 };
 
 use super::audit::AuditPass;
-use super::handover::{Access, Durability};
+use super::handover::{Access, Durability, IdMaps};
+use super::idmap;
 use super::stack::Lower;
 use super::upper::Writable;
 use crate::error::{Context, Error, Result};
@@ -34,7 +35,7 @@ pub(super) enum Warrant {
 }
 
 /// What the mount is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Parts<'a> {
     /// Top first.
     pub(super) lowers: &'a [Lower],
@@ -42,6 +43,7 @@ pub(super) struct Parts<'a> {
     pub(super) label: Option<&'a str>,
     pub(super) durability: Durability,
     pub(super) access: Access,
+    pub(super) id_maps: Option<&'a IdMaps>,
 }
 
 /// Switches that would let an upper, or the host's defaults, change what the layers mean.
@@ -65,8 +67,13 @@ pub(super) fn build(warrant: Warrant, proc: &Procfs, parts: &Parts<'_>) -> Resul
         return Err(Error::system(format!("{found} lowers, expected the permit's {expected}")));
     }
     match (parts.lowers, parts.writable) {
-        ([lower], None) if parts.label.is_none() => clone(lower.fd.as_fd(), Access::ReadOnly),
-        _ => overlay(proc, parts),
+        ([lower], None) if parts.label.is_none() && parts.id_maps.is_none() => {
+            clone(lower.fd.as_fd(), Access::ReadOnly)
+        }
+        _ => match parts.id_maps {
+            Some(maps) => idmap::overlay(proc, parts, maps),
+            None => of_descriptors(proc, parts),
+        },
     }
 }
 
@@ -80,7 +87,7 @@ pub(super) fn plain(
 }
 
 /// A detached bind of exactly this directory, without what is mounted beneath.
-fn clone(directory: BorrowedFd<'_>, access: Access) -> Result<OwnedFd> {
+pub(super) fn clone(directory: BorrowedFd<'_>, access: Access) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
@@ -93,7 +100,8 @@ fn clone(directory: BorrowedFd<'_>, access: Access) -> Result<OwnedFd> {
     Ok(mount)
 }
 
-fn overlay(proc: &Procfs, parts: &Parts<'_>) -> Result<OwnedFd> {
+/// The overlay of these very descriptors, which are of the caller's mount namespace.
+pub(super) fn of_descriptors(proc: &Procfs, parts: &Parts<'_>) -> Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).context(|| "fsopen(overlay)")?;
     let set = |key: &str, value: &str| {
         fsconfig_set_string(&context, key, value)

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::refusal::Refusal;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 const STACK: &str = "trusted.hallmark.stack";
 /// Attributes of overlayfs, by which it could find other files than the upper's own …
@@ -28,11 +28,27 @@ pub(super) struct Writable {
     pub(super) upper: OwnedFd,
     pub(super) work: OwnedFd,
     name: PathBuf,
+    work_name: PathBuf,
 }
 
 impl Writable {
     pub(super) fn open(upper: &Path, work: &Path) -> Result<Self> {
-        Ok(Self { upper: directory(upper)?, work: directory(work)?, name: upper.to_owned() })
+        let (name, work_name) = (upper.to_owned(), work.to_owned());
+        Ok(Self { upper: directory(upper)?, work: directory(work)?, name, work_name })
+    }
+
+    /// The same directories as another mount namespace shows them.
+    ///
+    /// # Errors
+    /// The names lead to other directories there.
+    pub(super) fn open_again(&self) -> Result<Self> {
+        let again = Self::open(&self.name, &self.work_name)?;
+        let same = same(&self.upper, &again.upper)? && same(&self.work, &again.work)?;
+        if same {
+            return Ok(again);
+        }
+        let name = self.name.display();
+        Err(Error::system(format!("upper {name}: another directory in another mount namespace")))
     }
 
     /// Whether the container may go on with what it wrote; at its first start, the stack is noted.
@@ -74,6 +90,12 @@ fn directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
         .context(|| format!("open {}", path.display()))
+}
+
+fn same(a: &OwnedFd, b: &OwnedFd) -> Result<bool> {
+    let stat = |fd: &OwnedFd| rustix::fs::fstat(fd).context(|| "fstat");
+    let (a, b) = (stat(a)?, stat(b)?);
+    Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
 }
 
 /// A file in the upper, or an attribute of overlayfs on it.
