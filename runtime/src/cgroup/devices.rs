@@ -74,7 +74,7 @@ impl Access {
                 'm' => Self::MKNOD,
                 _ => return None,
             };
-            Some(Self(set.0 | one.0))
+            Some(set.union(one))
         })
     }
 
@@ -88,6 +88,10 @@ impl Access {
 
     pub(super) const fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
+    }
+
+    pub(super) const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     const fn without(self, other: Self) -> Self {
@@ -185,7 +189,7 @@ impl Policy {
             }
         } else {
             let had = self.exceptions.get(&device).copied().unwrap_or(Access::NONE);
-            self.exceptions.insert(device, Access(had.0 | access.0));
+            self.exceptions.insert(device, had.union(access));
         }
         Ok(())
     }
@@ -370,7 +374,7 @@ mod tests {
         assert_eq!(policy.exceptions, BTreeMap::from([(char_device(10, 236), Access::ALL)]));
         let rules = [DeviceRule::parse("allow a *:* rwm"), DeviceRule::parse("deny c 10:236 w")];
         let policy = Policy::new(&rules).unwrap();
-        let read_write = Access(Access::READ.0 | Access::WRITE.0);
+        let read_write = Access::READ.union(Access::WRITE);
         assert_eq!(policy.judge(Kind::Char, (10, 236), Access::READ), Verdict::Allow);
         assert_eq!(policy.judge(Kind::Char, (10, 236), read_write), Verdict::Deny);
     }

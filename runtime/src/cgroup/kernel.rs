@@ -372,6 +372,36 @@ fn device_mapper_stays_denied_from_above() {
     assert_eq!(others.stdout, [0; 3], "{others:?}");
 }
 
+/// Containers that start later below the same parent: with rules of their own, and with every device.
+#[test]
+fn later_containers_start_below_the_denial() {
+    if !root() {
+        return;
+    }
+    let (first, folder) = (create("later"), nodes());
+    let place = format!("/hallmark-test-{}-later/second", std::process::id());
+    let second = CgroupPath::parse(Some(&place), "").unwrap();
+    let second = Cgroup::create(&second, Driver::Cgroupfs, &Resources::default()).unwrap();
+    if !devices_apply(&first, r#"{"devices":[{"allow":false,"access":"rwm"}]}"#) {
+        return;
+    }
+    first.deny_device_mapper_on_parent().unwrap();
+    for rules in [
+        r#"{"devices":[{"allow":false,"access":"rwm"}]}"#,
+        r#"{"devices":[{"allow":true,"access":"rwm"}]}"#,
+    ] {
+        second.apply(&parse(rules)).unwrap();
+        let denied = inside(&second, folder.path(), OPEN_DM);
+        assert!(String::from_utf8_lossy(&denied.stderr).contains(DENIED), "{rules}: {denied:?}");
+        let other = inside(
+            &second,
+            folder.path(),
+            r#"head -c 3 "$zero" && mknod "$zero.2" c 1 5 && rm "$zero.2""#,
+        );
+        assert!(other.status.success(), "{rules}: {other:?}");
+    }
+}
+
 /// A denial that would hit the node's own daemons is refused.
 #[test]
 fn the_denial_never_hits_the_node() {

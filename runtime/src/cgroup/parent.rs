@@ -7,7 +7,7 @@
 //! | layout | how | what it does not do |
 //! |---|---|---|
 //! | v2 | eBPF program, ALLOW_MULTI | bind who is not below the group; hold where the container has the host's cgroup namespace |
-//! | v1, hybrid | `devices.deny` | the same; and it says nothing where the group above is the root, or allows by a wildcard |
+//! | v1, hybrid | `devices.deny` | the same; refused where the group above allows by a wildcard; a container below whose rules allow `c *:*` or `c 10:*` to be read or written does not start |
 //!
 //! Neither counts against the host's root. Source: `ipe-proofs` rows 11c to 11f measured it for v2; for v1
 //! security/device_cgroup.c: a child's exceptions are checked against its parent's on every `devices.allow`.
@@ -24,6 +24,8 @@ use super::{Cgroup, Error};
 
 /// `/dev/mapper/control`: misc major 10, `MAPPER_CTRL_MINOR` 236.
 const CONTROL: Device = Device { major: Some(10), minor: Some(236), kind: Kind::Char };
+/// To read or to write is to open.
+const OPEN: Access = Access::READ.union(Access::WRITE);
 const PROGRAM_NAME: &str = "hallmark_no_dm";
 
 /// How the denial is held.
@@ -88,20 +90,22 @@ fn attach(parent: &Dir) -> Result<(), Error> {
 }
 
 /// Whether the denial holds afterwards. An allowing group does not list what it denies: there the write itself counts.
+///
+/// Not mknod: a node that cannot be opened does nothing, and with mknod denied above, v1 would refuse every container
+/// below its usual `c *:* m`.
 fn write_deny(parent: &Dir) -> Result<bool, Error> {
-    parent.write("devices.deny", &format!("{CONTROL} {}", Access::ALL))?;
+    parent.write("devices.deny", &format!("{CONTROL} {OPEN}"))?;
     let policy = Policy::parse_list(&parent.read("devices.list")?)?;
     let covers = |device: &Device| {
         device.kind == CONTROL.kind
             && device.major.is_none_or(|major| Some(major) == CONTROL.major)
             && device.minor.is_none_or(|minor| Some(minor) == CONTROL.minor)
     };
-    // mknod alone opens nothing
     Ok(policy.default == Verdict::Allow
         || policy
             .exceptions
             .iter()
-            .all(|(device, access)| !covers(device) || *access == Access::MKNOD))
+            .all(|(device, access)| !covers(device) || !access.intersects(OPEN)))
 }
 
 /// Whether the group above the container's is this process's own, or above it.
