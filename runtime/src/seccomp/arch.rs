@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use oci_spec::runtime::Arch;
 
 /// `__X32_SYSCALL_BIT`.
+#[cfg(target_arch = "x86_64")]
 pub(super) const X32_BIT: u32 = 0x4000_0000;
 
 /// A set of system call numbers. Two of them, x86_64 and x32, share what the kernel tells a filter about the
