@@ -6,7 +6,7 @@
 //! Read of each small blob that was not seen before. What is found is copied to
 //! `<claims>/<StackId>.json`. Nothing here is trusted, and nothing decides: a claim that is wrong is refused at launch.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,12 +26,14 @@ const MAX_SEEN: usize = 100_000;
 /// A referrer's manifest is some kilobytes; image manifests are of the same order, layers are not.
 const MAX_CANDIDATE: i64 = 1 << 20;
 
+type Seen = HashMap<(String, String), Option<StackId>>;
+
 /// The claims directory, and what of containerd's content was looked at.
 #[derive(Debug)]
 pub(crate) struct Claims {
     directory: PathBuf,
-    /// Namespace and digest.
-    seen: Mutex<HashSet<(String, String)>>,
+    /// By namespace and digest: of a referrer, the stack whose file got its claim.
+    seen: Mutex<Seen>,
 }
 
 impl Claims {
@@ -40,8 +42,8 @@ impl Claims {
         Self { directory: directory.to_owned(), seen: Mutex::default() }
     }
 
-    fn seen(&self) -> MutexGuard<'_, HashSet<(String, String)>> {
-        // a set that a panic left behind is still a set of what was looked at
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        // what a panic left behind is still true of what was looked at
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -53,7 +55,9 @@ impl Claims {
         }
         for info in content.list(namespace)? {
             let blob = (namespace.to_owned(), info.digest);
-            if info.size > MAX_CANDIDATE || seen.contains(&blob) {
+            let known =
+                seen.get(&blob).is_some_and(|stack| stack.is_none_or(|stack| self.has(stack)));
+            if info.size > MAX_CANDIDATE || known {
                 continue;
             }
             match self.copy(content, &blob) {
@@ -66,20 +70,25 @@ impl Claims {
                     tracing::warn!("referrer {}: {}", blob.1, chain(&error));
                     continue;
                 }
-                Err(error) => tracing::warn!("referrer {}: {}", blob.1, chain(&error)),
-                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!("referrer {}: {}", blob.1, chain(&error));
+                    seen.insert(blob, None);
+                }
+                Ok(stack) => {
+                    seen.insert(blob, stack);
+                }
             }
-            seen.insert(blob);
         }
         Ok(())
     }
 
-    fn copy(&self, content: &Content, blob: &(String, String)) -> Result<()> {
+    /// The stack whose file the blob's claim is in now; `None` for a blob that is no referrer.
+    fn copy(&self, content: &Content, blob: &(String, String)) -> Result<Option<StackId>> {
         let (namespace, digest) = blob;
         let limit = u64::try_from(MAX_MANIFEST_BYTES).unwrap_or(u64::MAX);
         let bytes = content.read_small(namespace, digest, limit)?;
         // most small blobs are no JSON at all, and of those that are most are no referrers
-        let Ok(Some(referrer)) = Referrer::parse(&bytes) else { return Ok(()) };
+        let Ok(Some(referrer)) = Referrer::parse(&bytes) else { return Ok(None) };
         let blobs: Result<Vec<Vec<u8>>> = referrer
             .blobs()
             .iter()
@@ -87,7 +96,7 @@ impl Claims {
             .collect();
         let claim = referrer.claim(blobs?)?;
         let _locked = self.lock()?;
-        self.keep(claim).map(drop)
+        self.keep(claim).map(Some)
     }
 
     /// Keeps other writers, such as `hallmark seal`, out of the directory until it is dropped.
@@ -152,7 +161,11 @@ impl Claims {
 
     /// Whether there is a claims file for a stack.
     pub(crate) fn any(&self, stack: &[RootHash]) -> bool {
-        std::fs::symlink_metadata(self.directory.join(StackId::of(stack).file_name())).is_ok()
+        self.has(StackId::of(stack))
+    }
+
+    fn has(&self, stack: StackId) -> bool {
+        std::fs::symlink_metadata(self.directory.join(stack.file_name())).is_ok()
     }
 
     /// Per root hash of a stack, the signatures that somebody claims to be of it.

@@ -19,6 +19,8 @@ pub(crate) enum Error {
     Containerd { socket: PathBuf, call: &'static str, status: Box<tonic::Status> },
     #[error("containerd at {socket}: {call} took longer than {seconds} s", socket = socket.display())]
     ContainerdSlow { socket: PathBuf, call: &'static str, seconds: u64 },
+    #[error("the thread that packed the layer crashed")]
+    Crashed,
     #[error("snapshot {name:?} exists")]
     Exists { name: String },
     #[error("filter {text:?}: {why}")]
@@ -31,12 +33,12 @@ pub(crate) enum Error {
     Immutable { field: String },
     #[error("{what}")]
     Io { what: String, source: std::io::Error },
+    #[error("layer {diff_id} is not in the store")]
+    LayerMissing { diff_id: DiffId },
     #[error(
         "layer {root_hash}: no signature that the kernel accepts, and layer_signature = \"required\""
     )]
     LayerSignature { root_hash: RootHash, source: Option<hallmark_sys::Error> },
-    #[error("layer {diff_id} is not in the store")]
-    LayerMissing { diff_id: DiffId },
     #[error("snapshot {name:?} holds layer {held}, and layer {applied} was applied to it as well")]
     LayerTwice { name: String, held: DiffId, applied: DiffId },
     #[error(
@@ -129,7 +131,8 @@ impl Error {
             Self::ContainerdSlow { .. } => ErrorKind::Unavailable,
             Self::Pack { source, .. } => pack_kind(source),
             Self::Shared(error) => error.kind(),
-            Self::Io { .. }
+            Self::Crashed
+            | Self::Io { .. }
             | Self::LayerMissing { .. }
             | Self::Record { .. }
             | Self::Seal(_)

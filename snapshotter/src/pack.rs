@@ -79,7 +79,7 @@ struct Landing<'a> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         lock(&self.flights.0).remove(self.digest);
-        let crashed = || Err(Arc::new(Error::Proto("packing was given up")));
+        let crashed = || Err(Arc::new(Error::Crashed));
         lock(&self.flight.landed).get_or_insert_with(crashed);
         self.flight.bell.notify_all();
     }

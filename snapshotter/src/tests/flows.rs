@@ -264,6 +264,12 @@ fn a_claim_that_came_with_the_image_is_kept() {
     snapshotter.create("default/9/box", Kind::Active, Some(&top), Labels::new()).unwrap();
     assert!(snapshotter.claims.any(&roots));
     assert_eq!(snapshotter.claims.signatures(&roots).unwrap()[&roots[0]], [b"p7s".to_vec()]);
+    // a directory that was emptied fills again, as long as containerd has the referrer
+    for name in names(&node.layout().claims) {
+        std::fs::remove_file(node.layout().claims.join(name)).unwrap();
+    }
+    snapshotter.mounts("default/9/box").unwrap();
+    assert!(snapshotter.claims.any(&roots));
     snapshotter.remove("default/9/box").unwrap();
 }
 
