@@ -135,7 +135,11 @@ mod tests {
     }
 
     fn options() -> Any {
-        crate::events::pack(&Options { shim_cgroup: "/s".into(), ..Options::default() }).unwrap()
+        crate::events::pack(
+            "containerd.runc.v1",
+            &Options { shim_cgroup: "/s".into(), ..Options::default() },
+        )
+        .unwrap()
     }
 
     fn message() -> BootstrapParams {

@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn runc_options(options: oci::Options) -> Any {
-        crate::events::pack(&options).unwrap()
+        crate::events::pack("containerd.runc.v1", &options).unwrap()
     }
 
     #[test]

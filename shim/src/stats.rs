@@ -25,23 +25,29 @@ pub(crate) fn collect(cgroup: &Cgroup) -> Result<Any> {
     match cgroup {
         Cgroup::V1(controllers) => {
             let part = |name: &str| controllers.get(name).map(|path| path.as_path());
-            pack(&v1::Metrics {
-                pids: part("pids").map(v1_pids).into(),
-                cpu: v1_cpu(part("cpuacct"), part("cpu")),
-                memory: part("memory").map(v1_memory).into(),
-                memory_oom_control: part("memory").and_then(v1_oom).into(),
-                blkio: part("blkio").map(v1_blkio).into(),
-                ..v1::Metrics::default()
-            })
+            pack(
+                "io.containerd.cgroups.v1",
+                &v1::Metrics {
+                    pids: part("pids").map(v1_pids).into(),
+                    cpu: v1_cpu(part("cpuacct"), part("cpu")),
+                    memory: part("memory").map(v1_memory).into(),
+                    memory_oom_control: part("memory").and_then(v1_oom).into(),
+                    blkio: part("blkio").map(v1_blkio).into(),
+                    ..v1::Metrics::default()
+                },
+            )
         }
-        Cgroup::V2(directory) => pack(&v2::Metrics {
-            pids: v2_pids(directory).into(),
-            cpu: text(directory, "cpu.stat").map(|stat| v2_cpu(&stat)).into(),
-            memory: v2_memory(directory).into(),
-            memory_events: text(directory, "memory.events").map(|text| v2_events(&text)).into(),
-            io: text(directory, "io.stat").map(|stat| v2_io(&stat)).into(),
-            ..v2::Metrics::default()
-        }),
+        Cgroup::V2(directory) => pack(
+            "io.containerd.cgroups.v2",
+            &v2::Metrics {
+                pids: v2_pids(directory).into(),
+                cpu: text(directory, "cpu.stat").map(|stat| v2_cpu(&stat)).into(),
+                memory: v2_memory(directory).into(),
+                memory_events: text(directory, "memory.events").map(|text| v2_events(&text)).into(),
+                io: text(directory, "io.stat").map(|stat| v2_io(&stat)).into(),
+                ..v2::Metrics::default()
+            },
+        ),
     }
 }
 

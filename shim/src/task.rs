@@ -242,7 +242,8 @@ impl Task for Service {
         let mut processes = Vec::new();
         for (pid, exec_id) in self.container(&request.id)?.pids()? {
             let details = |exec_id| ProcessDetails { exec_id, ..ProcessDetails::default() };
-            let info = exec_id.map(|exec_id| pack(&details(exec_id))).transpose()?;
+            let info =
+                exec_id.map(|exec_id| pack("containerd.runc.v1", &details(exec_id))).transpose()?;
             let info = info.into();
             processes.push(api::ProcessInfo { pid, info, ..api::ProcessInfo::default() });
         }
