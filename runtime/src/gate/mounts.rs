@@ -1,8 +1,9 @@
 //! What the specification brings along besides the root file system: mounts, hooks, namespaces.
 //!
 //! A mount is **verified** if its source is itself a layer that the gate permits (an image volume); it may then hold
-//! code. Any other mount must not take the place of the image's code, nor hold the program that is started; and where
-//! the kernel does not control execution, an unverified bind is made `noexec`.
+//! code. Any other mount must not take the place of the image's code. Where the kernel controls execution it decides
+//! about the rest: a host's `tini` on a signed volume may be bound in and started. Where it does not, an unverified
+//! bind is made `noexec`, and must not hold the program that is started.
 //!
 //! Code is what lies in the directories of [`CODE`], what is executable, and the program itself. Data of an image
 //! may be covered: containers live from configuration and volumes mounted over it.
@@ -112,10 +113,10 @@ impl<'a> Image<'a> {
         let mut decisions = Vec::with_capacity(request.mounts.len());
         for mount in request.mounts {
             let verified = self.is_verified(judge, mount)?;
-            if !verified {
-                findings.weigh(self.may_hold_no_code(mount)?)?;
-            }
             let exec_control = findings.case.exec_control;
+            if !verified {
+                findings.weigh(self.may_be_unverified(mount, exec_control)?)?;
+            }
             decisions.push(match mount.kind {
                 MountKind::Bind
                     if !verified
@@ -142,7 +143,11 @@ impl<'a> Image<'a> {
         Ok(judge.judge(self.proc, &[lower], &[], &[])?.result.is_ok())
     }
 
-    fn may_hold_no_code(&self, mount: &MountRequest) -> Result<std::result::Result<(), Refusal>> {
+    fn may_be_unverified(
+        &self,
+        mount: &MountRequest,
+        exec_control: ExecControl,
+    ) -> Result<std::result::Result<(), Refusal>> {
         let destination = plain(&mount.destination);
         let source_path = mount.source.clone().unwrap_or_else(|| PathBuf::from("none"));
         let covered = self.resolve(&destination)?;
@@ -154,7 +159,8 @@ impl<'a> Image<'a> {
         let covered = covered.unwrap_or_else(|| destination.clone());
         Ok(match &self.program {
             Some((asked, resolved))
-                if asked.starts_with(&destination) || resolved.starts_with(&covered) =>
+                if exec_control == ExecControl::LaunchOnly
+                    && (asked.starts_with(&destination) || resolved.starts_with(&covered)) =>
             {
                 let program = asked.clone();
                 Err(Refusal::ProgramUnverified { program, destination, source_path })
@@ -251,4 +257,49 @@ fn is_erofs(fd: BorrowedFd<'_>) -> Result<bool> {
     const EROFS: u64 = 0xE0F5_E1E2;
     let statfs = rustix::fs::fstatfs(fd).context(|| "fstatfs")?;
     Ok(u64::try_from(statfs.f_type) == Ok(EROFS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::world::{World, privately};
+
+    #[test]
+    fn a_program_is_looked_for_as_execvpe_does() {
+        let text = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+        let env = text(&["A=b", "PATH=/usr/bin::relative:/bin/../sbin"]);
+        let path = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(programs(&text(&["/a//b/../c", "x"]), &env), path(&["/a/c"]));
+        assert_eq!(programs(&text(&["app"]), &env), path(&["/usr/bin/app", "/sbin/app"]));
+        assert_eq!(programs(&text(&["app"]), &[]), path(&[]));
+        assert_eq!(programs(&[], &env), path(&[]));
+    }
+
+    /// What the kernel's exec control leaves to us, and what we leave to it.
+    #[test]
+    fn a_program_from_a_bind_is_the_kernels_business_where_it_controls_execution() {
+        privately(|dir| {
+            let world = World::new(dir);
+            let tree = dir.join("a.tree");
+            let proc = Procfs::open().unwrap();
+            let root = std::fs::File::open(&tree).unwrap();
+            let program = Some(("/sbin/tini".into(), "/sbin/tini".into()));
+            let image = Image { proc: &proc, root: root.as_fd(), program };
+            let mount = |destination: &str| MountRequest {
+                destination: destination.into(),
+                source: Some(world.dir.join("b.tree")),
+                kind: MountKind::Bind,
+            };
+            let judged = |destination: &str, exec_control| {
+                image.may_be_unverified(&mount(destination), exec_control).unwrap()
+            };
+            let (ipe, launch_only) = (ExecControl::Ipe, ExecControl::LaunchOnly);
+            for destination in ["/sbin/tini", "/sbin"] {
+                assert_eq!(judged(destination, ipe), Ok(()));
+                let refused = judged(destination, launch_only);
+                assert!(matches!(refused, Err(Refusal::ProgramUnverified { .. })), "{refused:?}");
+            }
+            assert_eq!(judged("/sbin/other", launch_only), Ok(()));
+        });
+    }
 }
