@@ -110,6 +110,26 @@ impl Group {
         self.controllers.iter().any(|name| name == controller)
     }
 
+    /// The container's path as `/proc/PID/cgroup` writes it.
+    pub(super) fn own_path(&self) -> String {
+        match self.parent_path().as_str() {
+            "/" => format!("/{}", self.name),
+            parent => format!("{parent}/{}", self.name),
+        }
+    }
+
+    /// Where process `pid` (or `self`) is in this hierarchy.
+    pub(super) fn path_of(&self, pid: &str) -> Result<Option<String>, Error> {
+        let path = format!("/proc/{pid}/cgroup");
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::Call {
+            call: "read",
+            path,
+            source: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+        })?;
+        let controller = self.controllers.first().map_or("", String::as_str);
+        Ok(path_in(&text, controller).map(str::to_owned))
+    }
+
     /// The control group `names` below this one.
     pub(super) fn below(&self, names: &[&str]) -> Result<Dir, Error> {
         let mut dir = self.dir.again()?;
@@ -137,6 +157,15 @@ impl Group {
     pub(super) fn parent_path(&self) -> String {
         format!("/{}", self.above.join("/"))
     }
+}
+
+/// The path of the hierarchy with `controller` in a text like `/proc/self/cgroup`.
+fn path_in<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (_id, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })
 }
 
 /// Where on the way to the container's directory a directory lies.
@@ -173,5 +202,20 @@ impl Join {
             rustix::io::write(tasks, b"0")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_read_by_controller() {
+        let text = "12:cpu,cpuacct:/a\n5:devices:/user.slice/b:c\n1:name=systemd:/x\n0::/unified\n";
+        assert_eq!(path_in(text, "devices"), Some("/user.slice/b:c"));
+        assert_eq!(path_in(text, "cpuacct"), Some("/a"));
+        assert_eq!(path_in(text, ""), Some("/unified"));
+        assert_eq!(path_in(text, "memory"), None);
+        assert_eq!(path_in("garbage\n1:\n", "devices"), None);
     }
 }

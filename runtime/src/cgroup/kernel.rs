@@ -1,11 +1,13 @@
 //! Tests on this machine's own cgroups, whatever their layout. Needs root.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::process::{Child, Command, Output, Stdio};
 
-use super::*;
+use hallmark_sys::bpf::attached_device_programs;
 use rustix::process::Signal;
+
+use super::*;
 
 /// A container's path of its own in each test, below a folder of this process.
 fn path(test: &str) -> CgroupPath {
@@ -266,24 +268,58 @@ fn limits_reach_the_kernel_and_come_off_again() {
 
 /// Without controllers in cgroup2 (a hybrid machine's) a limit is refused by name.
 fn limits_of_v2(cgroup: &Cgroup) {
-    let limits = parse(r#"{"pids":{"limit":17},"cpu":{"shares":512}}"#);
-    let here = cgroup.v2().unwrap().dir.read("cgroup.controllers").unwrap();
-    match cgroup.set_limits(&limits) {
-        Ok(()) => {
-            let read = |file: &str| cgroup.v2().unwrap().dir.read(file).unwrap();
-            assert_eq!(
-                (read("pids.max"), read("cpu.weight")),
-                ("17\n".to_owned(), "59\n".to_owned())
-            );
-        }
-        Err(error) => {
-            assert!(!here.contains("pids"), "{error}");
-            assert_eq!(
-                error.to_string(),
-                "cannot set pids limit: container could not join or create cgroup"
-            );
-        }
+    let limits = parse(
+        r#"{"pids":{"limit":17},"memory":{"limit":67108864,"swap":134217728,"reservation":33554432},
+            "cpu":{"shares":512,"quota":20000,"period":50000,"burst":1000,"cpus":"0","mems":"0"},
+            "unified":{"memory.high":"50331648"}}"#,
+    );
+    let dir = &cgroup.v2().unwrap().dir;
+    if !dir.read("cgroup.controllers").unwrap().contains("pids") {
+        let text = "cannot set pids limit: container could not join or create cgroup";
+        assert_eq!(cgroup.set_limits(&limits).unwrap_err().to_string(), text);
+        return;
     }
+    cgroup.set_limits(&limits).unwrap();
+    for (file, value) in [
+        ("pids.max", "17"),
+        ("memory.max", "67108864"),
+        ("memory.low", "33554432"),
+        ("memory.high", "50331648"),
+        ("cpu.weight", "59"),
+        ("cpu.max", "20000 50000"),
+        ("cpu.max.burst", "1000"),
+        ("cpuset.cpus", "0"),
+        ("cpuset.mems", "0"),
+    ] {
+        assert_eq!(dir.read(file).unwrap().trim(), value, "{file}");
+    }
+    let next = limits.updated_by(&parse(r#"{"memory":{"limit":-1},"pids":{"limit":-1}}"#));
+    cgroup.update(&limits, &next).unwrap();
+    assert_eq!(dir.read("memory.max").unwrap(), "max\n");
+    assert_eq!(dir.read("pids.max").unwrap(), "max\n");
+    let bad = limits.updated_by(&parse(r#"{"pids":{"limit":5},"cpu":{"cpus":"4000"}}"#));
+    assert!(matches!(cgroup.update(&next, &bad), Err(Error::Write { .. })));
+}
+
+/// An exec beside a process that went below its container's own group.
+#[test]
+fn an_exec_finds_its_way_beside_the_first_process() {
+    if !root() {
+        return;
+    }
+    let cgroup = create("beside");
+    let inside = Inside::new(&cgroup);
+    let init = Pid::from_raw(inside.pid()).unwrap();
+    let Ok(group) = cgroup.v2() else { return };
+    let (below, _) = group.dir.make_child("below").unwrap();
+    below.write("cgroup.procs", &inside.pid().to_string()).unwrap();
+    let join = cgroup.join_beside(init).unwrap();
+    let here = shell(&join, "cat /proc/self/cgroup").output().unwrap();
+    let here = String::from_utf8(here.stdout).unwrap();
+    let line = here.lines().find(|line| line.starts_with("0::")).unwrap();
+    assert!(line.ends_with("-beside/group/below"), "{here}");
+    let stranger = Pid::from_raw(std::process::id().cast_signed()).unwrap();
+    assert!(matches!(cgroup.join_beside(stranger), Err(Error::SubPath(_))));
 }
 
 /// Runs `script` inside, with `$dm` a node of device-mapper's control device, and `$zero` one of /dev/zero.
@@ -336,6 +372,9 @@ fn device_rules_hold_inside() {
     assert!(allowed.status.success(), "{allowed:?}");
     let open = r#"{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":236,"access":"r"}]}"#;
     assert!(devices_apply(&cgroup, open));
+    if let (Version::V2, Ok(group)) = (cgroup.version, cgroup.v2()) {
+        assert_eq!(attached_device_programs(group.dir.as_fd()).unwrap().len(), 1, "the last one");
+    }
     let open = inside(&cgroup, folder.path(), OPEN_DM);
     assert!(!String::from_utf8_lossy(&open.stderr).contains(DENIED), "{open:?}");
     let write = inside(&cgroup, folder.path(), r#"exec 3<> "$dm""#);
@@ -360,6 +399,10 @@ fn device_mapper_stays_denied_from_above() {
     };
     for _ in 0..2 {
         assert_eq!(cgroup.deny_device_mapper_on_parent().unwrap(), expected);
+    }
+    if cgroup.version == Version::V2 {
+        let parent = cgroup.v2().unwrap().parent.as_fd();
+        assert_eq!(attached_device_programs(parent).unwrap().len(), 1, "once for all containers");
     }
     let after = inside(&cgroup, folder.path(), OPEN_DM);
     assert!(String::from_utf8_lossy(&after.stderr).contains(DENIED), "{after:?}");

@@ -43,6 +43,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use rustix::fs::OFlags;
+use rustix::process::Pid;
 
 pub use devices::DeviceRule;
 pub use error::Error;
@@ -197,6 +198,24 @@ impl Cgroup {
                 Version::V1 => join.tasks.push(dir.open("tasks", OFlags::WRONLY)?),
                 Version::V2 => join.into = Some(dir.into_fd()),
             }
+        }
+        Ok(join)
+    }
+
+    /// As [`join`](Self::join), but in cgroup2 next to the container's first process `init`: for an exec into a
+    /// container that moved its processes below its own group, which then takes none (EBUSY).
+    ///
+    /// # Errors
+    /// [`Error::SubPath`] if `init` is not in the container's control group or below it.
+    pub fn join_beside(&self, init: Pid) -> Result<Join, Error> {
+        let mut join = self.join()?;
+        if let Ok(group) = self.v2() {
+            let place = group.path_of(&init.as_raw_nonzero().to_string())?.unwrap_or_default();
+            let own = group.own_path();
+            let below =
+                place.strip_prefix(&own).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+            let below = below.ok_or_else(|| Error::SubPath(place.clone()))?;
+            join.into = Some(group.below(&path::parse_sub(below)?)?.into_fd());
         }
         Ok(join)
     }

@@ -110,41 +110,9 @@ fn write_deny(parent: &Dir) -> Result<bool, Error> {
 
 /// Whether the group above the container's is this process's own, or above it.
 fn holds_this_process(group: &Group) -> Result<bool, Error> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| Error::Call {
-        call: "read",
-        path: "/proc/self/cgroup".to_owned(),
-        source: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
-    })?;
-    let key = match group.version {
-        Version::V1 => "devices",
-        Version::V2 => "",
-    };
+    let own = group.path_of("self")?;
     let parent = group.parent_path();
-    Ok(own_path(&own, key).is_some_and(|own| {
+    Ok(own.is_some_and(|own| {
         own.strip_prefix(&parent).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }))
-}
-
-/// The path of the hierarchy with `controller` in a text like `/proc/self/cgroup`.
-fn own_path<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| {
-        let (_id, rest) = line.split_once(':')?;
-        let (controllers, path) = rest.split_once(':')?;
-        controllers.split(',').any(|name| name == controller).then_some(path)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn own_place_is_read_by_controller() {
-        let text = "12:cpu,cpuacct:/a\n5:devices:/user.slice/b:c\n1:name=systemd:/x\n0::/unified\n";
-        assert_eq!(own_path(text, "devices"), Some("/user.slice/b:c"));
-        assert_eq!(own_path(text, "cpuacct"), Some("/a"));
-        assert_eq!(own_path(text, ""), Some("/unified"));
-        assert_eq!(own_path(text, "memory"), None);
-        assert_eq!(own_path("garbage\n1:\n", "devices"), None);
-    }
 }
