@@ -30,11 +30,14 @@ mod assemble;
 mod rule;
 
 // the vectors and libseccomp's answers are those of x86_64
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod cases;
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod interpret;
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod oracle;
 
 use std::os::fd::OwnedFd;
