@@ -10,7 +10,7 @@ use std::process::Command;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::oracle::{accept, has, run, with_path};
+use crate::oracle::{accept, has, run, skipped, with_path};
 use crate::tarball::{Item, Tar, pack_tar};
 
 /// Mounts $1 on $2, and writes what it holds to $3.
@@ -42,7 +42,7 @@ fn can_mount() -> bool {
         .output()
         .is_ok_and(|output| output.status.success());
     if !mounted {
-        eprintln!("skipped: needs root, loop devices and EROFS");
+        skipped("root, loop devices and EROFS");
     }
     mounted && has("tar") && has("find")
 }
@@ -298,6 +298,54 @@ fn generated_layers_are_the_same() {
         Ok(())
     });
     outcome.unwrap();
+}
+
+/// Mounts $1, and writes attributes and contents to files in $2.
+const SHOW_LONG: &str = r#"
+    mkdir "$2/mount"
+    mount -t erofs -o loop,ro "$1" "$2/mount"
+    cd "$2/mount"
+    for name in file dir; do
+        getfattr --only-values -n user.first $name > "$2/$name.first"
+        getfattr --only-values -n user.long $name > "$2/$name.long"
+        getfattr --only-values -n user.tail $name > "$2/$name.tail"
+    done
+    cat file > "$2/content"
+    ls dir > "$2/names"
+"#;
+
+#[test]
+fn attributes_longer_than_a_block_are_read_back() {
+    if !can_mount() || !has("getfattr") {
+        return;
+    }
+    // More than ext4 holds, so nothing extracts this.
+    let long: Vec<u8> =
+        (0..65_535u32).map(|n| u8::try_from((n * 7 + n / 253) % 256).unwrap()).collect();
+    let with = |item: Item| {
+        item.xattr("user.first", "1").xattr("user.long", &long).xattr("user.tail", "2")
+    };
+    let content = vec![b'c'; 9000];
+    let tar = Tar::of([
+        Item::file("before", "1"),
+        with(Item::file("file", &content)),
+        Item::file("between", "2"),
+        with(Item::dir("dir")),
+        Item::file("dir/name", ""),
+    ]);
+    let (packed, mut image) = pack_tar(&tar).unwrap();
+    let image = with_path(&mut image);
+    accept(&packed, image.path());
+    let directory = TempDir::new().unwrap();
+    shell(SHOW_LONG, &[image.path(), directory.path()]);
+    let read = |name: &str| std::fs::read(directory.path().join(name)).unwrap();
+    for name in ["file", "dir"] {
+        assert_eq!(read(&format!("{name}.first")), b"1");
+        assert!(read(&format!("{name}.long")) == long, "{name}");
+        assert_eq!(read(&format!("{name}.tail")), b"2");
+    }
+    assert!(read("content") == content);
+    assert_eq!(read("names"), b"name\n");
 }
 
 /// Mounts the images $1 (lower) and $2 (upper) and an overlay of them, and lists that.

@@ -1,10 +1,5 @@
 //! The public interface against tars made by hand, reference tools and the kernel.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stderr,
-    reason = "a test stops at the first surprise"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 
 mod entries;
 mod hostile;

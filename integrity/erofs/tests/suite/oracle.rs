@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Seek as _, copy};
+use std::io::{Seek as _, Write as _, copy};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -26,9 +26,15 @@ pub(crate) fn run(program: &str, arguments: &[&OsStr]) -> Output {
 pub(crate) fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--help").output().is_ok();
     if !found {
-        eprintln!("skipped: needs {program}");
+        skipped(program);
     }
     found
+}
+
+/// Says on the terminal, past what the test harness captures, that something was not tested.
+pub(crate) fn skipped(need: &str) {
+    let line = format!("skipped: needs {need}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// Copies an image to a file that has a path.
