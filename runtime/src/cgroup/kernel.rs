@@ -235,35 +235,103 @@ fn limits_reach_the_kernel_and_come_off_again() {
     if cgroup.version == Version::V2 {
         return limits_of_v2(&cgroup);
     }
-    let first = parse(
-        r#"{"memory":{"limit":67108864,"swap":134217728,"reservation":33554432,"swappiness":10},
-            "cpu":{"shares":512,"quota":20000,"period":50000,"burst":1000,"cpus":"0","mems":"0"},
-            "pids":{"limit":17},"blockIO":{"throttleReadBpsDevice":[{"major":7,"minor":0,"rate":1048576}]}}"#,
-    );
-    cgroup.apply(&first).unwrap();
-    let read = |controller, file: &str| cgroup.v1(controller).unwrap().read(file).unwrap();
-    assert_eq!(read("memory", "memory.limit_in_bytes"), "67108864\n");
-    assert_eq!(read("memory", "memory.soft_limit_in_bytes"), "33554432\n");
-    assert_eq!(read("cpu", "cpu.shares"), "512\n");
-    assert_eq!(read("cpu", "cpu.cfs_quota_us"), "20000\n");
-    assert_eq!(read("cpu", "cpu.cfs_period_us"), "50000\n");
-    assert_eq!(read("cpuset", "cpuset.cpus"), "0\n");
-    assert_eq!(read("pids", "pids.max"), "17\n");
-    assert_eq!(read("blkio", "blkio.throttle.read_bps_device"), "7:0 1048576\n");
-    // larger, smaller, and none at all, each from what was before
-    for (limit, swap) in [(268_435_456_i64, 536_870_912_i64), (16_777_216, 33_554_432), (-1, 0)] {
-        let json =
-            format!(r#"{{"memory":{{"limit":{limit},"swap":{swap}}},"pids":{{"limit":-1}}}}"#);
-        cgroup.update(&first, &first.updated_by(&parse(&json))).unwrap();
-        let now = cgroup.v1("memory").unwrap().read_number("memory.limit_in_bytes").unwrap();
-        assert!(u64::try_from(limit).map_or(now > 1 << 60, |limit| now == limit), "{limit}: {now}");
+    // a kernel may lack some of the controllers in v1
+    for (controller, json, files) in [
+        (
+            "cpu",
+            r#"{"cpu":{"shares":512,"quota":20000,"period":50000,"burst":1000}}"#,
+            &[
+                ("cpu.shares", "512"),
+                ("cpu.cfs_quota_us", "20000"),
+                ("cpu.cfs_period_us", "50000"),
+                ("cpu.cfs_burst_us", "1000"),
+            ][..],
+        ),
+        (
+            "cpu",
+            r#"{"cpu":{"quota":5000,"period":10000,"burst":0}}"#,
+            &[("cpu.cfs_quota_us", "5000")],
+        ),
+        (
+            "cpuset",
+            r#"{"cpu":{"cpus":"0","mems":"0"}}"#,
+            &[("cpuset.cpus", "0"), ("cpuset.mems", "0")],
+        ),
+        ("pids", r#"{"pids":{"limit":17}}"#, &[("pids.max", "17")]),
+        ("pids", r#"{"pids":{"limit":0}}"#, &[("pids.max", "1")]),
+        ("pids", r#"{"pids":{"limit":-1}}"#, &[("pids.max", "max")]),
+        ("net_cls", r#"{"network":{"classID":17}}"#, &[("net_cls.classid", "17")]),
+    ] {
+        let Ok(dir) = cgroup.v1(controller) else { continue };
+        cgroup.set_limits(&parse(json)).unwrap();
+        for (file, value) in files {
+            assert_eq!(dir.read(file).unwrap().trim(), *value, "{file} by {json}");
+        }
     }
-    assert_eq!(read("pids", "pids.max"), "max\n");
-    let error = cgroup.update(&first, &parse(r#"{"cpu":{"shares":1}}"#)).unwrap_err();
+    let shares = parse(r#"{"cpu":{"shares":512}}"#);
+    let error = cgroup.update(&shares, &parse(r#"{"cpu":{"shares":1}}"#)).unwrap_err();
     assert_eq!(error.to_string(), "the minimum allowed cpu-shares is 2");
-    assert_eq!(read("cpu", "cpu.shares"), "512\n", "as before the update");
+    let now = cgroup.v1("cpu").unwrap().read("cpu.shares").unwrap();
+    assert_eq!(now, "512\n", "as before the update");
     let error = cgroup.apply(&parse(r#"{"unified":{"memory.high":"1"}}"#)).unwrap_err();
     assert_eq!(error.to_string(), "invalid configuration: cannot use unified on cgroup v1");
+}
+
+#[test]
+fn a_disk_is_throttled() {
+    let whole =
+        |entry: &std::fs::DirEntry| std::fs::metadata(entry.path().join("partition")).is_err();
+    let disk = std::fs::read_dir("/sys/dev/block").unwrap().map(Result::unwrap).find(whole);
+    let Some(disk) = disk.filter(|_| root()) else { return };
+    let disk = disk.file_name().into_string().unwrap();
+    let (major, minor) = disk.split_once(':').unwrap();
+    let cgroup = create("disk");
+    let dir = match cgroup.version {
+        Version::V1 => cgroup.v1("blkio").ok(),
+        Version::V2 => cgroup.v2().ok().map(|group| &group.dir).filter(|dir| dir.has("io.max")),
+    };
+    let Some(dir) = dir else { return };
+    let json = format!(
+        r#"{{"blockIO":{{"throttleReadBpsDevice":[{{"major":{major},"minor":{minor},"rate":1048576}}]}}}}"#
+    );
+    cgroup.set_limits(&parse(&json)).unwrap();
+    let (file, line) = match cgroup.version {
+        Version::V1 => ("blkio.throttle.read_bps_device", format!("{disk} 1048576\n")),
+        Version::V2 => ("io.max", format!("{disk} rbps=1048576 wbps=max riops=max wiops=max\n")),
+    };
+    assert_eq!(dir.read(file).unwrap(), line);
+}
+
+/// Larger, smaller, and none at all, each from what was before: the kernel takes them in one order only.
+#[test]
+fn memory_limits_of_v1_move_in_every_direction() {
+    let first = parse(
+        r#"{"memory":{"limit":67108864,"swap":134217728,"reservation":33554432,"swappiness":10}}"#,
+    );
+    if !root() {
+        return;
+    }
+    let cgroup = create("memory");
+    let Ok(dir) = cgroup.v1("memory") else { return };
+    cgroup.set_limits(&first).unwrap();
+    for (file, value) in [
+        ("memory.limit_in_bytes", "67108864"),
+        ("memory.soft_limit_in_bytes", "33554432"),
+        ("memory.swappiness", "10"),
+    ] {
+        assert_eq!(dir.read(file).unwrap().trim(), value, "{file}");
+    }
+    for (limit, swap) in [(268_435_456_i64, 536_870_912_i64), (16_777_216, 33_554_432), (-1, 0)] {
+        let json = format!(r#"{{"memory":{{"limit":{limit},"swap":{swap}}}}}"#);
+        cgroup.update(&first, &first.updated_by(&parse(&json))).unwrap();
+        let now = dir.read_number("memory.limit_in_bytes").unwrap();
+        assert!(u64::try_from(limit).map_or(now > 1 << 60, |limit| now == limit), "{limit}: {now}");
+    }
+    let wrong = parse(r#"{"memory":{"swappiness":101}}"#);
+    assert_eq!(
+        cgroup.set_limits(&wrong).unwrap_err().to_string(),
+        "invalid memory swappiness value: 101 (valid range is 0-100)"
+    );
 }
 
 /// Without controllers in cgroup2 (a hybrid machine's) a limit is refused by name.

@@ -128,14 +128,17 @@ impl Cgroup {
             Layout::V1(hierarchies) => (hierarchies, Version::V1),
         };
         for hierarchy in hierarchies {
-            let key = hierarchy.controllers.first().map_or("", String::as_str);
-            let Some(saved) = paths.get(key) else { continue };
+            let saved = match &hierarchy.controllers[..] {
+                [] => paths.get(""),
+                controllers => controllers.iter().find_map(|controller| paths.get(controller)),
+            };
+            let Some(saved) = saved else { continue };
             let below = saved.strip_prefix(hierarchy.root.path()).and_then(|p| p.strip_prefix('/'));
             let below = below.ok_or_else(|| Error::Path {
                 path: saved.clone(),
                 reason: "it is not below its hierarchy's mount point",
             })?;
-            let kind = if key.is_empty() { Version::V2 } else { Version::V1 };
+            let kind = if hierarchy.controllers.is_empty() { Version::V2 } else { Version::V1 };
             let path = CgroupPath::parse_saved(below)?;
             groups.extend(Group::open(&hierarchy.root, (hierarchy.controllers, kind), &path)?);
         }
