@@ -35,7 +35,6 @@ pub(crate) fn clean_up(args: &Args) -> Result<DeleteResponse> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(Error::io("find", "working directory"))?,
     };
-    remove_dead_socket(&bundle);
     // a shim that crashed while making the container wrote this before anything else
     let systemd_cgroup = bundle::read_kept(&bundle).unwrap_or(SystemdCgroup::Off);
     let stateless = Runtime::new(runtime::BINARY.into(), &args.namespace, &bundle, systemd_cgroup);
@@ -44,6 +43,8 @@ pub(crate) fn clean_up(args: &Args) -> Result<DeleteResponse> {
         let runtime = Runtime::new(runtime::locate()?, &args.namespace, &bundle, systemd_cgroup);
         runtime.delete_by_force_and_wait(&args.id)?;
     }
+    // last, for a shim that was killed this moment may not have closed its socket at once
+    remove_dead_socket(&bundle);
     let record = ExitRecord::read(&bundle).unwrap_or_else(|_missing| {
         let pid = bundle::read_pid(&bundle.join(bundle::INIT_PID)).ok();
         let pid = pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
