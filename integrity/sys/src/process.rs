@@ -161,6 +161,26 @@ pub fn close_and_exec(path: &CStr, args: &[CString], env: &[CString], kept: Kept
     Error::last(format!("execve({})", path.to_string_lossy()))
 }
 
+/// Becomes the program that `file` is, whatever its path. Returns only if that failed.
+#[must_use]
+pub fn exec_descriptor(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> Error {
+    let args: Vec<*const libc::c_char> = terminated(args);
+    let env: Vec<*const libc::c_char> = terminated(env);
+    // SAFETY: the path is a NUL-terminated literal; every element of both lists is a NUL-terminated string that lives
+    // until the call is over, and both lists end with a null pointer. `file` is borrowed for the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Error::last(format!("execveat(fd {})", file.as_raw_fd()))
+}
+
 fn terminated(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
 }
