@@ -14,7 +14,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     kind: ErrorKind,
     what: String,
-    source: Option<Box<Error>>,
+    source: Option<Box<Self>>,
 }
 
 /// What a caller can act on.

@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod cli;
 mod error;
+mod exe;
 pub mod gate;
 mod handshake;
 mod hooks;

@@ -22,9 +22,17 @@ pub(super) struct Command {
     pub(super) order: Order,
     /// In front of every error of this command.
     pub(super) prefix: Option<&'static str>,
+    pub(super) binary: Binary,
     /// What a failure exits with.
     pub(super) failure_status: u8,
     pub(super) run: fn(&Globals, &Parsed) -> Result<Done>,
+}
+
+/// Whether the runtime's own binary is protected first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Binary {
+    AsItIs,
+    Protected,
 }
 
 /// What a command leaves.
@@ -42,12 +50,25 @@ impl Command {
         flags: &'static [Flag],
         run: fn(&Globals, &Parsed) -> Result<Done>,
     ) -> Self {
-        let (order, prefix, failure_status) = (Order::Free, None, 1);
-        Self { name, summary, words, least, most, flags, order, prefix, failure_status, run }
+        let (order, prefix, failure_status, binary) = (Order::Free, None, 1, Binary::AsItIs);
+        Self {
+            name,
+            summary,
+            words,
+            least,
+            most,
+            flags,
+            order,
+            prefix,
+            binary,
+            failure_status,
+            run,
+        }
     }
 
-    const fn failing(self, prefix: &'static str, failure_status: u8) -> Self {
-        Self { prefix: Some(prefix), failure_status, ..self }
+    /// For the commands that make a process of the container.
+    const fn launching(self, prefix: &'static str, failure_status: u8) -> Self {
+        Self { prefix: Some(prefix), failure_status, binary: Binary::Protected, ..self }
     }
 
     const fn strict(self) -> Self {
@@ -108,7 +129,7 @@ pub(super) const COMMANDS: &[Command] = &[
         &[BUNDLE, CONSOLE, PID_FILE, NO_PIVOT, KEYRING, PRESERVE, ROOTFS],
         create,
     )
-    .failing("create failed", 1),
+    .launching("create failed", 1),
     Command::new(
         ("delete", "remove what a container leaves"),
         ID,
@@ -121,7 +142,7 @@ pub(super) const COMMANDS: &[Command] = &[
         EXEC,
         exec,
     )
-    .failing("exec failed", 255)
+    .launching("exec failed", 255)
     .strict(),
     Command::new(("features", "print what this runtime can do"), ("", 0, 0), &[], features),
     Command::new(
@@ -162,7 +183,7 @@ pub(super) const COMMANDS: &[Command] = &[
         ],
         run,
     )
-    .failing("run failed", 1),
+    .launching("run failed", 1),
     Command::new(
         ("spec", "write an example config.json"),
         ("", 0, 0),

@@ -11,13 +11,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use args::{Flag, Order, Parsed, Takes, parse, usage};
-use commands::{COMMANDS, Command};
+use commands::{Binary, COMMANDS, Command};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::log::{Format, Level, Log};
 use crate::operation::Globals;
 use crate::spec::OCI_VERSION;
-use crate::state::CgroupDriver;
+use crate::state::{CgroupDriver, RootDirectory};
 
 /// Where state lives unless `--root` says otherwise.
 const DEFAULT_ROOT: &str = "/run/hallmark-runtime";
@@ -112,7 +112,7 @@ fn dispatch(
     }
     let parsed = parse(rest, command.flags, command.order)?;
     command.require_words(parsed.words.len())?;
-    let outcome = (command.run)(&globals, &parsed);
+    let outcome = protected(command, &globals).and_then(|()| (command.run)(&globals, &parsed));
     match outcome {
         Ok(done) => {
             print(&done.output)?;
@@ -120,6 +120,17 @@ fn dispatch(
         }
         Err(error) => Err(fail(command, error)),
     }
+}
+
+/// Commands from which a process of the container comes must not show it a binary that can be written to.
+fn protected(command: &Command, globals: &Globals) -> Result<()> {
+    if command.binary == Binary::Protected {
+        RootDirectory::open_or_make(&globals.root)?;
+        crate::exe::protect(&globals.root)?;
+        // executed through a descriptor, it would be called by its number
+        rustix::thread::set_name(c"hallmark-rt").context(|| "prctl(PR_SET_NAME)")?;
+    }
+    Ok(())
 }
 
 /// A refusal is the whole message; anything else says which command failed, where runc does.

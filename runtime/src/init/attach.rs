@@ -15,7 +15,14 @@ use crate::spec::{IdMappedMount, IdMaps, MountKind, Plan, RootPropagation};
 pub(crate) struct Bind {
     pub(crate) tree: OwnedFd,
     pub(crate) kind: PointKind,
-    pub(crate) is_procfs: bool,
+    pub(crate) content: Content,
+}
+
+/// What a mount shows, as far as /proc cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    Other,
+    Procfs,
 }
 
 /// Opens the source of every bind mount of `plan` and copies its mount, while the host's paths and rights are at hand.
@@ -73,8 +80,11 @@ fn open_bind(
         let change = Change { propagation: Some(propagation), ..Change::default() };
         mount::set_attributes(&tree, extent, &change)?;
     }
-    let is_procfs = u64::try_from(magic) == Ok(crate::procfs::PROC_SUPER_MAGIC);
-    Ok(Bind { tree, kind, is_procfs })
+    let content = match u64::try_from(magic) {
+        Ok(crate::procfs::PROC_SUPER_MAGIC) => Content::Procfs,
+        _ => Content::Other,
+    };
+    Ok(Bind { tree, kind, content })
 }
 
 fn translate(

@@ -23,8 +23,14 @@ use crate::spec::{MountKind, MountPlan};
 #[derive(Debug)]
 pub(crate) struct CgroupMounts {
     hierarchies: Hierarchies,
-    /// A cgroup namespace of the container's own.
-    private: bool,
+    view: View,
+}
+
+/// Whether the container has a cgroup namespace of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    Host,
+    Private,
 }
 
 #[derive(Debug)]
@@ -49,7 +55,7 @@ impl CgroupMounts {
     ///
     /// # Errors
     /// If mountinfo cannot be read, or the container is in no hierarchy.
-    pub(crate) fn read(procfs: &Procfs, cgroup: &Cgroup, private: bool) -> Result<Self> {
+    pub(crate) fn read(procfs: &Procfs, cgroup: &Cgroup, view: View) -> Result<Self> {
         let paths = cgroup.paths();
         let mut v1: Vec<Hierarchy> = Vec::new();
         for line in procfs.read("self/mountinfo")?.lines() {
@@ -68,7 +74,7 @@ impl CgroupMounts {
                 return Err(Error::system("cgroup mount: the container is in no hierarchy"));
             }
         };
-        Ok(Self { hierarchies, private })
+        Ok(Self { hierarchies, view })
     }
 }
 
@@ -91,25 +97,26 @@ fn v1_mount(line: &str) -> Option<(&str, Vec<String>)> {
 
 pub(super) fn mount(mount: &MountPlan, shown: &CgroupMounts, root: &Root) -> Result<()> {
     match &shown.hierarchies {
-        Hierarchies::Unified(directory) => unified(mount, directory, shown.private, root),
-        Hierarchies::V1(hierarchies) => v1(mount, hierarchies, shown.private, root),
+        Hierarchies::Unified(directory) => unified(mount, directory, shown.view, root),
+        Hierarchies::V1(hierarchies) => v1(mount, hierarchies, shown.view, root),
     }
 }
 
-fn unified(mount: &MountPlan, directory: &Path, private: bool, root: &Root) -> Result<()> {
+fn unified(mount: &MountPlan, directory: &Path, view: View, root: &Root) -> Result<()> {
     let plan = plain(mount, MountKind::Cgroup, &mount.destination);
     let made = match mounts::file_system(&plan, "cgroup2", root, None) {
         Ok(made) => made,
         // a user namespace without a cgroup namespace may not
         Err(error) => {
-            let source = if private { directory } else { Path::new("/sys/fs/cgroup") };
+            let source =
+                if view == View::Private { directory } else { Path::new("/sys/fs/cgroup") };
             bind(&plan, source, root).map_err(|second| second.within(error.to_string()))?
         }
     };
     mounts::finish(mount, made.as_fd())
 }
 
-fn v1(mount: &MountPlan, hierarchies: &[Hierarchy], private: bool, root: &Root) -> Result<()> {
+fn v1(mount: &MountPlan, hierarchies: &[Hierarchy], view: View, root: &Root) -> Result<()> {
     let writable = mount.set.without(Attributes::READ_ONLY);
     let mut top = plain(mount, MountKind::Tmpfs(crate::spec::CopyUp::No), &mount.destination);
     top.source = Some("tmpfs".into());
@@ -122,7 +129,7 @@ fn v1(mount: &MountPlan, hierarchies: &[Hierarchy], private: bool, root: &Root) 
         let mut plan = plain(mount, MountKind::Cgroup, &destination);
         plan.set =
             plan.set.union(Attributes::NOSUID).union(Attributes::NODEV).union(Attributes::NOEXEC);
-        if private {
+        if view == View::Private {
             plan.source = Some("cgroup".into());
             plan.data = hierarchy.options.iter().map(|option| option_pair(option)).collect();
             mounts::file_system(&plan, "cgroup", root, None)?;

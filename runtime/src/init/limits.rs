@@ -1,6 +1,9 @@
 //! Scheduling, processors, I/O priority, memory policy and personality.
 
 use hallmark_sys::process;
+use rustix::process::Rlimit;
+
+use super::{Common, Limits};
 
 use crate::error::{Context, Result};
 use crate::spec::{Plan, ProcessPlan};
@@ -15,6 +18,19 @@ pub(super) fn schedule(plan: &ProcessPlan) -> Result<()> {
     }
     if let Some(cpus) = &plan.final_affinity {
         rustix::thread::sched_setaffinity(None, cpus).context(|| "execCPUAffinity.final")?;
+    }
+    Ok(())
+}
+
+/// `process.rlimits`, unless the runtime sets them.
+pub(super) fn resources(common: &Common<'_>) -> Result<()> {
+    if common.limits == Limits::Runtime {
+        return Ok(());
+    }
+    for limit in &common.process.rlimits {
+        let new = Rlimit { current: limit.soft(), maximum: limit.hard() };
+        rustix::process::setrlimit(limit.resource, new)
+            .context(|| format!("error setting rlimit {:?}", limit.resource))?;
     }
     Ok(())
 }

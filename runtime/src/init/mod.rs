@@ -33,10 +33,10 @@ use crate::hooks;
 use crate::procfs::Procfs;
 use crate::seccomp::Filter;
 use crate::spec::{Plan, ProcessPlan, Terminal};
-use crate::state::Hardening;
+use crate::state::{Hardening, Status};
 
 pub(crate) use attach::{Bind, open_binds};
-pub(crate) use cgroups::CgroupMounts;
+pub(crate) use cgroups::{CgroupMounts, View};
 pub(crate) use console::ConsoleSocket;
 pub(crate) use namespaces::{JoinedNamespace, Membership, join_container, open_joined, stage};
 pub(crate) use program::{Go, give_up};
@@ -68,10 +68,20 @@ pub(crate) struct Common<'a> {
     pub(crate) join: &'a Join,
     pub(crate) filter: Option<&'a Filter>,
     pub(crate) console: Option<ConsoleSocket>,
+    pub(crate) limits: Limits,
     /// How many descriptors from 3 on the program keeps.
     pub(crate) preserved: u32,
     pub(crate) end: InitEnd,
     pub(crate) go: Go,
+}
+
+/// Who sets resource limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limits {
+    /// The process itself, while it is root.
+    Own,
+    /// The runtime: root of a user namespace may not raise any.
+    Runtime,
 }
 
 /// Whether the container gets a session keyring of its own.
@@ -138,8 +148,10 @@ fn harden_and_exec(common: &mut Common<'_>, state: &Value, plan: &Plan) -> Resul
     let program = secure(common)?;
     common.end.send(&FromInit::Ready)?;
     let report = program::wait_for_go(common)?;
+    let mut state = state.clone();
+    state["status"] = Status::Created.name().into();
     let start_hooks = hooks::with_default_env(&plan.hooks.start_container, program.env());
-    let prepared = hooks::run(&start_hooks, "startContainer", state)
+    let prepared = hooks::run(&start_hooks, "startContainer", &state)
         .and_then(|()| security::seccomp_late(common));
     match prepared {
         Ok(()) => program::exec(&program, common.preserved, &report),
@@ -154,6 +166,7 @@ fn secure(common: &Common<'_>) -> Result<program::Program> {
     label::set_selinux(common)?;
     security::deny_write_execute(common.hardening)?;
     security::seccomp_early(common)?;
+    limits::resources(common)?;
     credentials::drop_to(common)?;
     program::find(common.process)
 }

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use super::attach::{self, Bind};
+use super::attach::{self, Bind, Content};
 use super::root::{PointKind, Root};
 use super::{Init, cgroups};
 use crate::error::{Context, Error, Result};
@@ -126,7 +126,7 @@ fn atime_aware(set: Attributes, clear: Attributes) -> Attributes {
 
 fn bind_one(mount: &MountPlan, bind: Bind, root: &Root) -> Result<OwnedFd> {
     let target = root.mount_point(&mount.destination, bind.kind)?;
-    guard_proc(mount, target.as_fd(), bind.is_procfs)?;
+    guard_proc(mount, target.as_fd(), bind.content)?;
     set_bind_attributes(mount, bind.tree.as_fd())?;
     attach::move_to(bind.tree.as_fd(), target.as_fd())?;
     Ok(bind.tree)
@@ -164,7 +164,8 @@ fn set_bind_attributes(mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<()> {
 /// proc and sysfs: never through a link, and proc nowhere but on /proc or outside of it.
 fn virtual_one(mount: &MountPlan, name: &str, root: &Root) -> Result<OwnedFd> {
     let target = root.ordinary_directory(&mount.destination, name)?;
-    guard_proc(mount, target.as_fd(), name == "proc")?;
+    let content = if name == "proc" { Content::Procfs } else { Content::Other };
+    guard_proc(mount, target.as_fd(), content)?;
     let made = detached(mount, name, None, &[])?;
     attach::move_to(made.as_fd(), target.as_fd())?;
     Ok(made)
@@ -177,7 +178,7 @@ pub(super) fn file_system(
     label: Option<&str>,
 ) -> Result<OwnedFd> {
     let target = root.mount_point(&mount.destination, PointKind::Directory)?;
-    guard_proc(mount, target.as_fd(), false)?;
+    guard_proc(mount, target.as_fd(), Content::Other)?;
     let made = detached(mount, name, label, &[])?;
     attach::move_to(made.as_fd(), target.as_fd())?;
     Ok(made)
@@ -187,7 +188,7 @@ pub(super) fn file_system(
 fn tmpfs(mount: &MountPlan, copy_up: CopyUp, root: &Root, label: Option<&str>) -> Result<OwnedFd> {
     let existing = root.open(&mount.destination, OFlags::PATH | OFlags::DIRECTORY);
     let target = root.mount_point(&mount.destination, PointKind::Directory)?;
-    guard_proc(mount, target.as_fd(), false)?;
+    guard_proc(mount, target.as_fd(), Content::Other)?;
     let mut first = Vec::new();
     if existing.is_ok() {
         let mode = rustix::fs::fstat(&target).context(|| "fstat")?.st_mode & 0o7777;
@@ -280,10 +281,10 @@ fn configured(context: &OwnedFd, errno: Errno, what: &str) -> Error {
 /// Nothing may cover /proc but a procfs, and nothing inside it but a few files (CVE-2019-16884).
 ///
 /// The file system of the target itself is asked, so that a link into /proc is no way around.
-fn guard_proc(mount: &MountPlan, target: BorrowedFd<'_>, brings_procfs: bool) -> Result<()> {
+fn guard_proc(mount: &MountPlan, target: BorrowedFd<'_>, content: Content) -> Result<()> {
     let destination = mount.destination.as_str();
     if destination == "/proc" {
-        return if brings_procfs {
+        return if content == Content::Procfs {
             Ok(())
         } else {
             Err(Error::spec(format!(

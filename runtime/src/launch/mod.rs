@@ -17,13 +17,15 @@ use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags};
+use serde_json::Value;
 
 use crate::cgroup::{Cgroup, CgroupPath, Driver, NewCgroup};
 use crate::error::{Context, Error, Result};
 use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
 use crate::hooks;
 use crate::init::{
-    self, Bind, CgroupMounts, Common, ConsoleSocket, Go, Init, JoinedNamespace, Keyring, Membership,
+    self, Bind, CgroupMounts, Common, ConsoleSocket, Go, Init, JoinedNamespace, Keyring,
+    Membership, View,
 };
 use crate::log::Log;
 use crate::procfs::Procfs;
@@ -108,55 +110,83 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
     let mut record = record(&request, plan, &prepared.judged, &cgroup);
     let shown = shown_cgroups(plan, &prepared.procfs, &cgroup)?;
     undo.cgroup(cgroup);
-    let listener = match request.start {
-        Start::Later => Some(listen(undo.directory()?)?),
-        Start::Now => None,
+    let go = match request.start {
+        Start::Later => Go::Connection(listen(undo.directory()?)?),
+        Start::Now => Go::Message,
     };
-    let (runtime_end, init_end) = handshake::pair()?;
-    let init = Init {
-        plan,
-        rootfs: prepared.judged.rootfs.take(),
-        binds: std::mem::take(&mut prepared.binds),
-        cgroups: shown,
-        membership: Membership {
-            plan: &plan.namespaces,
-            joined: std::mem::take(&mut prepared.joined),
-            new_cgroup: plan.namespaces.makes(Kind::Cgroup),
-        },
-        keyring: request.keyring,
-        state: document(&record, Status::Creating, 0),
-        common: Common {
-            id: request.id.as_str(),
-            process: &plan.process,
-            hardening: &prepared.judged.hardening,
-            procfs: &prepared.procfs,
-            join: &join,
-            filter: prepared.filter.as_ref(),
-            console: request.console.take().map(ConsoleSocket),
-            preserved: request.preserved,
-            end: init_end,
-            go: listener.map_or(Go::Message, Go::Connection),
-        },
-    };
-    let process = make_process(init, &runtime_end, &mut undo)?;
-    identify(&mut record, plan, process.pid)?;
+    let (end, init_end) = handshake::pair()?;
+    let console = request.console.take().map(ConsoleSocket);
+    let opened = prepared.open();
     let settings = Settings { process: &plan.process, namespaces: &plan.namespaces };
-    settings.before(process.pid, &prepared.procfs, &runtime_end)?;
-    run_runtime_hooks(plan, &record, undo.directory()?, &runtime_end)?;
-    runtime_end.expect(&FromInit::Ready)?;
+    let common = Common {
+        id: request.id.as_str(),
+        process: &plan.process,
+        hardening: &prepared.judged.hardening,
+        procfs: &prepared.procfs,
+        join: &join,
+        filter: prepared.filter.as_ref(),
+        console,
+        preserved: request.preserved,
+        limits: settings.limits_by(),
+        end: init_end,
+        go,
+    };
+    let state = document(&record, Status::Creating, 0);
+    let init = opened.into_init(plan, (shown, request.keyring), state, common);
+    let process = make_process(init, &end, &mut undo)?;
+    identify(&mut record, plan, process.pid)?;
+    settings.before(process.pid, &prepared.procfs, &end)?;
+    run_runtime_hooks(plan, &record, undo.directory()?, &end)?;
+    end.expect(&FromInit::Ready)?;
     settings.limits(process.pid)?;
     undo.directory()?.write_state(&record.text()?)?;
     if let Some(path) = &request.pid_file {
         write_pid_file(path, process.pid)?;
     }
+    log.debug(&format!("{}: pid {}, verdict {}", request.id, record.pid, record.verdict));
     let (directory, cgroup) = undo.commit()?;
-    Ok(Launched { directory, record, process, cgroup, end: runtime_end })
+    Ok(Launched { directory, record, process, cgroup, end })
+}
+
+/// Descriptors for the first process, which takes them with it.
+struct Opened {
+    rootfs: Option<OwnedFd>,
+    joined: Vec<JoinedNamespace>,
+    binds: Vec<Option<Bind>>,
+}
+
+impl Prepared {
+    fn open(&mut self) -> Opened {
+        Opened {
+            rootfs: self.judged.rootfs.take(),
+            joined: std::mem::take(&mut self.joined),
+            binds: std::mem::take(&mut self.binds),
+        }
+    }
+}
+
+impl Opened {
+    fn into_init<'a>(
+        self,
+        plan: &'a Plan,
+        (cgroups, keyring): (Option<CgroupMounts>, Keyring),
+        state: Value,
+        common: Common<'a>,
+    ) -> Init<'a> {
+        let membership = Membership {
+            plan: &plan.namespaces,
+            joined: self.joined,
+            new_cgroup: plan.namespaces.makes(Kind::Cgroup),
+        };
+        let (rootfs, binds) = (self.rootfs, self.binds);
+        Init { plan, rootfs, binds, cgroups, membership, keyring, state, common }
+    }
 }
 
 fn shown_cgroups(plan: &Plan, procfs: &Procfs, cgroup: &Cgroup) -> Result<Option<CgroupMounts>> {
     let wanted = plan.mounts.iter().any(|mount| mount.kind == MountKind::Cgroup);
-    let private = plan.namespaces.contains(Kind::Cgroup);
-    wanted.then(|| CgroupMounts::read(procfs, cgroup, private)).transpose()
+    let view = if plan.namespaces.contains(Kind::Cgroup) { View::Private } else { View::Host };
+    wanted.then(|| CgroupMounts::read(procfs, cgroup, view)).transpose()
 }
 
 fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {

@@ -3,10 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Rlimit, Signal, WaitOptions};
 
 use crate::error::{Context, Error, Result};
 use crate::handshake::{FromInit, RuntimeEnd, ToInit};
+use crate::init::Limits;
 use crate::procfs::Procfs;
 use crate::spec::{IdMaps, Kind, NamespacePlan, ProcessPlan};
 
@@ -48,15 +49,21 @@ impl Settings<'_> {
             .context(|| "failed to update /proc/self/oom_score_adj")
     }
 
-    /// Resource limits, last: the runtime's own steps need not fit into them.
+    /// Who sets the limits: in a user namespace only we can raise them.
+    pub(crate) fn limits_by(&self) -> Limits {
+        if self.namespaces.contains(Kind::User) { Limits::Runtime } else { Limits::Own }
+    }
+
+    /// Resource limits, if they are ours to set.
     ///
     /// # Errors
     /// The kernel's; a hard limit above the current one needs CAP_SYS_RESOURCE.
     pub(crate) fn limits(&self, pid: Pid) -> Result<()> {
+        if self.limits_by() == Limits::Own {
+            return Ok(());
+        }
         for limit in &self.process.rlimits {
-            let value = |limit: u64| (limit != u64::MAX).then_some(limit);
-            let new =
-                rustix::process::Rlimit { current: value(limit.soft), maximum: value(limit.hard) };
+            let new = Rlimit { current: limit.soft(), maximum: limit.hard() };
             rustix::process::prlimit(Some(pid), limit.resource, new)
                 .context(|| format!("error setting rlimit {:?}", limit.resource))?;
         }

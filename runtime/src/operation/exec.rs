@@ -154,6 +154,12 @@ struct Job<'a> {
     process: &'a ProcessPlan,
 }
 
+impl Job<'_> {
+    fn settings(&self) -> Settings<'_> {
+        Settings { process: self.process, namespaces: &self.plan.namespaces }
+    }
+}
+
 fn add(
     job: &Job<'_>,
     options: &Options,
@@ -180,6 +186,7 @@ fn add(
         filter: filter.as_ref(),
         console: console.map(ConsoleSocket),
         preserved: options.preserved,
+        limits: job.settings().limits_by(),
         end: init_end,
         go: Go::Message,
     };
@@ -212,7 +219,7 @@ fn become_stage(job: &Job<'_>, common: Common<'_>, kinds: &[Kind]) -> ! {
 }
 
 fn settle(job: &Job<'_>, options: &Options, child: &LiveProcess, end: &RuntimeEnd) -> Result<()> {
-    let settings = Settings { process: job.process, namespaces: &job.plan.namespaces };
+    let settings = job.settings();
     settings.oom_score(child.pid, &Procfs::open()?)?;
     end.expect(&FromInit::Ready)?;
     settings.limits(child.pid)?;

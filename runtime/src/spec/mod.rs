@@ -219,7 +219,8 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     let is_dir =
         std::fs::metadata(&path).context(|| format!("bundle {}", path.display()))?.is_dir();
     if is_dir {
-        Ok(path)
+        // without a slash at its end
+        Ok(path.components().collect())
     } else {
         Err(Error::spec(format!("bundle {}: not a directory", path.display())))
     }

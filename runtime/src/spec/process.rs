@@ -54,8 +54,20 @@ pub(crate) struct User {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rlimit {
     pub(crate) resource: Resource,
-    pub(crate) soft: u64,
-    pub(crate) hard: u64,
+    soft: u64,
+    hard: u64,
+}
+
+impl Rlimit {
+    /// `None`: unlimited.
+    pub(crate) fn soft(&self) -> Option<u64> {
+        (self.soft != u64::MAX).then_some(self.soft)
+    }
+
+    /// `None`: unlimited.
+    pub(crate) fn hard(&self) -> Option<u64> {
+        (self.hard != u64::MAX).then_some(self.hard)
+    }
 }
 
 impl ProcessPlan {

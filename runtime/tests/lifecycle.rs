@@ -1,0 +1,214 @@
+//! create, start, state, kill, delete, run, list: the order of a container's life, and the words callers look for.
+
+mod bundle;
+
+use bundle::{Bundle, skipped, text};
+use serde_json::{Value, json};
+
+#[test]
+fn run_exits_as_the_program_does() {
+    if skipped() {
+        return;
+    }
+    for (script, expected) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("exit 255", 255)]
+    {
+        let mut bundle = Bundle::new(&["sh", "-c", script]);
+        if script.starts_with("kill") {
+            // the first process of a PID namespace is immune to its own signals
+            bundle.config["linux"]["namespaces"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|ns| ns["type"] != "pid");
+        }
+        let output = bundle.run();
+        assert_eq!(output.status.code(), Some(expected), "{script}: {}", text(&output));
+        bundle.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_container_is_created_started_and_deleted() {
+    if skipped() {
+        return;
+    }
+    let bundle = Bundle::new(&["sh", "-c", "echo started >/mark; exec sleep 100"]);
+    let mut bundle = bundle;
+    bundle.config["root"]["readonly"] = json!(false);
+    let pid_file = bundle.path("init.pid");
+    bundle.write();
+    let dir = bundle.path("");
+    let output = bundle.quiet(&[
+        "create",
+        "--bundle",
+        dir.to_str().unwrap(),
+        "--pid-file",
+        pid_file.to_str().unwrap(),
+        "ID",
+    ]);
+    assert!(output.status.success(), "{}", text(&output));
+    let state = bundle.state();
+    assert_eq!(state["status"], "created");
+    assert_eq!(std::fs::read_to_string(&pid_file).unwrap(), state["pid"].to_string());
+    assert_eq!(state["bundle"], dir.to_str().unwrap().trim_end_matches('/'));
+    assert!(std::fs::metadata(bundle.in_root("mark")).is_err(), "the program ran before start");
+    let second = bundle.create();
+    assert!(text(&second).contains("container with given ID already exists"), "{}", text(&second));
+    let started = bundle.runtime(&["start", "ID"]);
+    assert!(started.status.success(), "{}", text(&started));
+    bundle.until("running");
+    let again = bundle.runtime(&["start", "ID"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again).contains("cannot start an already running container"), "{}", text(&again));
+    let delete = bundle.runtime(&["delete", "ID"]);
+    assert!(text(&delete).contains("that is not stopped: running"), "{}", text(&delete));
+    assert!(bundle.runtime(&["kill", "ID", "KILL"]).status.success());
+    bundle.until("stopped");
+    assert_eq!(bundle.state()["pid"], 0);
+    let killed = bundle.runtime(&["kill", "ID", "15"]);
+    assert!(text(&killed).contains("container not running"), "{}", text(&killed));
+    assert!(bundle.runtime(&["kill", "--all", "ID", "15"]).status.success());
+    let delete = bundle.runtime(&["delete", "ID"]);
+    assert!(delete.status.success(), "{}", text(&delete));
+    bundle.assert_nothing_left();
+    let gone = bundle.runtime(&["state", "ID"]);
+    assert!(text(&gone).contains("does not exist"), "{}", text(&gone));
+    assert_eq!(bundle.last_error(), "container does not exist");
+    assert!(bundle.runtime(&["delete", "--force", "ID"]).status.success());
+}
+
+#[test]
+fn delete_ends_what_is_created_and_force_what_runs() {
+    if skipped() {
+        return;
+    }
+    let bundle = Bundle::new(&["sleep", "100"]);
+    assert!(bundle.create().status.success());
+    let delete = bundle.runtime(&["delete", "ID"]);
+    assert!(delete.status.success(), "{}", text(&delete));
+    bundle.assert_nothing_left();
+    assert!(bundle.create().status.success());
+    assert!(bundle.runtime(&["start", "ID"]).status.success());
+    let delete = bundle.runtime(&["delete", "--force", "ID"]);
+    assert!(delete.status.success(), "{}", text(&delete));
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_program_that_is_missing_is_an_error_of_create() {
+    if skipped() {
+        return;
+    }
+    let bundle = Bundle::new(&["nosuch"]);
+    let output = bundle.create();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert_eq!(
+        bundle.last_error(),
+        "create failed: exec: \"nosuch\": executable file not found in $PATH"
+    );
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_program_that_the_kernel_refuses_is_an_error_of_start() {
+    if skipped() {
+        return;
+    }
+    let bundle = Bundle::new(&["/bin/garbage"]);
+    std::fs::write(bundle.in_root("bin/garbage"), "\u{7f}ELF no").unwrap();
+    std::fs::set_permissions(
+        bundle.in_root("bin/garbage"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let output = bundle.create();
+    assert!(output.status.success(), "{}", text(&output));
+    let started = bundle.runtime(&["start", "ID"]);
+    assert_eq!(started.status.code(), Some(1));
+    assert!(
+        text(&started).contains("execve(/bin/garbage): Exec format error"),
+        "{}",
+        text(&started)
+    );
+    bundle.until("stopped");
+}
+
+#[test]
+fn list_shows_what_is_there() {
+    if skipped() {
+        return;
+    }
+    let bundle = Bundle::new(&["sleep", "100"]);
+    let none = bundle.runtime(&["list", "--format", "json"]);
+    assert_eq!(String::from_utf8_lossy(&none.stdout), "null\n");
+    assert!(bundle.create().status.success());
+    let quiet = bundle.runtime(&["list", "-q"]);
+    assert_eq!(String::from_utf8_lossy(&quiet.stdout), format!("{}\n", bundle.id()));
+    let json = bundle.runtime(&["list", "--format", "json"]);
+    let list: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(
+        (list[0]["status"].as_str(), list[0]["owner"].as_str()),
+        (Some("created"), Some("root"))
+    );
+    let table = bundle.runtime(&["list"]);
+    assert!(String::from_utf8_lossy(&table.stdout).starts_with("ID "), "{}", text(&table));
+}
+
+#[test]
+fn detached_run_leaves_the_program_alone() {
+    if skipped() {
+        return;
+    }
+    let bundle = Bundle::new(&["sleep", "100"]);
+    bundle.write();
+    let dir = bundle.path("");
+    let output = bundle.quiet(&["run", "--detach", "--bundle", dir.to_str().unwrap(), "ID"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(bundle.status(), "running");
+    let ps = bundle.runtime(&["ps", "--format", "json", "ID"]);
+    let pids: Vec<i64> = serde_json::from_slice(&ps.stdout).unwrap();
+    assert_eq!(pids, [bundle.state()["pid"].as_i64().unwrap()]);
+}
+
+#[test]
+fn pause_and_resume_show_in_the_state() {
+    if skipped() {
+        return;
+    }
+    let bundle = Bundle::new(&["sleep", "100"]);
+    assert!(bundle.create().status.success());
+    assert!(bundle.runtime(&["start", "ID"]).status.success());
+    let paused = bundle.runtime(&["pause", "ID"]);
+    assert!(paused.status.success(), "{}", text(&paused));
+    assert_eq!(bundle.status(), "paused");
+    let exec = bundle.runtime(&["exec", "ID", "true"]);
+    assert_eq!(exec.status.code(), Some(255));
+    assert!(text(&exec).contains("cannot exec in a paused container"), "{}", text(&exec));
+    assert!(bundle.runtime(&["resume", "ID"]).status.success());
+    assert_eq!(bundle.status(), "running");
+    assert!(bundle.runtime(&["pause", "ID"]).status.success());
+    let delete = bundle.runtime(&["delete", "--force", "ID"]);
+    assert!(delete.status.success(), "{}", text(&delete));
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn limits_are_set_and_changed() {
+    if skipped() {
+        return;
+    }
+    let mut bundle = Bundle::new(&["sleep", "100"]);
+    bundle.config["linux"]["resources"]["pids"] = json!({"limit": 50});
+    assert!(bundle.create().status.success());
+    let pids = bundle.cgroups().into_iter().find(|path| path.join("pids.max").is_file()).unwrap();
+    let read = || std::fs::read_to_string(pids.join("pids.max")).unwrap().trim().to_owned();
+    assert_eq!(read(), "50");
+    let update = bundle.runtime(&["update", "--pids-limit", "60", "ID"]);
+    assert!(update.status.success(), "{}", text(&update));
+    assert_eq!(read(), "60");
+    let mut command = bundle.command(&["update", "--resources", "-", bundle.id()]);
+    let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"{\"pids\":{\"limit\":70}}")
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(read(), "70");
+}
