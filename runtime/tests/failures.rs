@@ -22,7 +22,9 @@ fn bad_configurations_leave_nothing_and_the_next_good_one_works() {
         ("not in a separate kernel namespace", |c| {
             c["linux"]["sysctl"] = json!({"kernel.panic": "1"})
         }),
-        ("config.json", |c| c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_WHATEVER"})),
+        ("not a valid action for seccomp", |c| {
+            c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_WHATEVER"})
+        }),
         ("fsopen(nosuchfs)", |c| c["mounts"][1]["type"] = json!("nosuchfs")),
         ("No such file or directory", |c| {
             c["mounts"][0] =

@@ -273,6 +273,52 @@ fn a_user_namespace_maps_and_hides() {
     assert_eq!(*lines.last().unwrap(), "ok");
 }
 
+/// As containerd makes a pod whose containers share a user namespace.
+#[test]
+fn a_user_namespace_is_joined_with_those_it_owns() {
+    if skipped() {
+        return;
+    }
+    let mapped = |bundle: &mut Bundle| {
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        bundle.config["linux"]["uidMappings"] = map.clone();
+        bundle.config["linux"]["gidMappings"] = map;
+        bundle.config["process"]["user"] = json!({"uid": 7, "gid": 8});
+        bundle.config["process"]["oomScoreAdj"] = json!(300);
+        std::fs::set_permissions(
+            bundle.path(""),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        for dir in ["proc", "dev", "sys"] {
+            std::fs::create_dir(bundle.in_root(dir)).unwrap();
+        }
+    };
+    let mut pod = Bundle::new(&["sleep", "100"]);
+    mapped(&mut pod);
+    pod.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let created = pod.create();
+    assert!(created.status.success(), "{}", text(&created));
+    assert!(pod.runtime(&["start", "ID"]).status.success());
+    let pid = pod.state()["pid"].to_string();
+    let mut member = shell("id -u; cat /proc/self/oom_score_adj; echo $$; cat /proc/self/uid_map");
+    mapped(&mut member);
+    member.config["hostname"] = json!("");
+    let namespaces = member.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| {
+        !["network", "ipc", "uts"].contains(&namespace["type"].as_str().unwrap())
+    });
+    for (kind, file) in [("user", "user"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+        namespaces.push(json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")}));
+    }
+    let output = member.output();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines[..3], ["7", "300", "1"]);
+    assert!(lines[3].contains("100000"), "{output}");
+    let exec = pod.runtime(&["exec", "ID", "id", "-u"]);
+    assert_eq!(String::from_utf8_lossy(&exec.stdout), "7\n", "{}", text(&exec));
+}
+
 #[test]
 fn namespaces_are_joined_by_path_and_their_type_is_checked() {
     if skipped() {

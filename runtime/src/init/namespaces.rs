@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use hallmark_sys::process::{self, Clone, Cloned, Namespaces, Parent};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 use rustix::process::DumpableBehavior;
 use rustix::thread::{Gid, Uid};
 
@@ -126,11 +127,26 @@ pub(crate) fn stage(membership: &Membership<'_>, join: &Join, end: &InitEnd) -> 
 }
 
 /// Makes the process that counts, a child of the runtime like its maker, and tells the runtime its number.
-pub(crate) fn clone_final(namespaces: Namespaces, end: &InitEnd) -> Result<Cloned> {
+///
+/// The new process goes on only once that is told: it speaks over the same socket, and must not speak first.
+fn clone_final(namespaces: Namespaces, end: &InitEnd) -> Result<Cloned> {
+    let (told, tell) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(|| "pipe")?;
     let clone = Clone { namespaces, cgroup: None, parent: Parent::Grandparent };
     let cloned = process::clone3(&clone)?;
-    if let Cloned::Parent { pid, .. } = &cloned {
-        end.send(&FromInit::Stage(pid.as_raw_nonzero().get()))?;
+    match &cloned {
+        Cloned::Child => {
+            drop(tell);
+            let mut byte = [0; 1];
+            let read = rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut byte));
+            if read.context(|| "wait for the stage")? != 1 {
+                // the stage failed and has said so
+                process::exit_immediately(1);
+            }
+        }
+        Cloned::Parent { pid, .. } => {
+            end.send(&FromInit::Stage(pid.as_raw_nonzero().get()))?;
+            rustix::io::write(&tell, b"t").context(|| "tell the first process")?;
+        }
     }
     Ok(cloned)
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::run::{console_pair, receive_master};
 use super::{Globals, Presence, connect_console, foreground, require_console, require_preserved};
+use crate::cgroup::Join;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
 use crate::init::{self, Common, ConsoleSocket, Go};
@@ -177,7 +178,7 @@ fn add(
         .filter(|kind| job.held.record.namespace_paths.contains_key(kind.name()))
         .collect();
     let (runtime_end, init_end) = handshake::pair()?;
-    let common = Common {
+    let mut common = Common {
         id: &job.held.record.id,
         process: job.process,
         hardening: &job.held.record.hardening,
@@ -190,18 +191,28 @@ fn add(
         end: init_end,
         go: Go::Message,
     };
-    let clone = Clone {
-        namespaces: Namespaces::empty(),
-        cgroup: join.clone_into(),
-        parent: Parent::Caller,
+    // a container that manages control groups itself keeps no process in the one it was given: then beside its first
+    let beside;
+    let cloned = match clone_into(&join) {
+        Err(error) if error.kind() == hallmark_sys::ErrorKind::Busy && options.cgroup.is_none() => {
+            beside = cgroup.join_beside(job.first.pid)?;
+            common.join = &beside;
+            clone_into(&beside)
+        }
+        other => other,
     };
-    match clone3(&clone)? {
+    match cloned? {
         Cloned::Child => become_stage(job, common, &kinds),
         Cloned::Parent { pid, .. } => {
             drop(common);
             Ok((launch::after_stage(pid, &runtime_end)?, runtime_end))
         }
     }
+}
+
+fn clone_into(join: &Join) -> hallmark_sys::Result<Cloned> {
+    let namespaces = Namespaces::empty();
+    clone3(&Clone { namespaces, cgroup: join.clone_into(), parent: Parent::Caller })
 }
 
 fn become_stage(job: &Job<'_>, common: Common<'_>, kinds: &[Kind]) -> ! {

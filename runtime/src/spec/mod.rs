@@ -12,6 +12,7 @@ mod hook;
 mod mount;
 mod namespace;
 mod process;
+mod seccomp;
 mod system;
 
 use std::collections::BTreeMap;
@@ -99,6 +100,7 @@ impl Plan {
             Some(process) => capability::take(process, &mut warnings)?,
             None => None,
         };
+        seccomp::known(&lenient)?;
         let resources = take_resources(&mut lenient)?;
         let spec: Spec = serde_json::from_value(lenient)
             .map_err(|error| Error::spec(format!("config.json: {error}")))?;
