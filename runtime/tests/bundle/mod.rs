@@ -65,7 +65,7 @@ impl Bundle {
         bundle.config = serde_json::from_str(&text).unwrap();
         bundle.config["process"]["terminal"] = json!(false);
         bundle.config["process"]["args"] = json!(args);
-        bundle.config["linux"]["cgroupsPath"] = json!(format!("/hallmark-tests/{}", bundle.id));
+        bundle.config["linux"]["cgroupsPath"] = json!(format!("/{}", bundle.id));
         bundle
     }
 
@@ -203,7 +203,7 @@ impl Bundle {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         for line in mounts.lines().filter(|line| line.contains(" - cgroup")) {
             let root = line.split(' ').nth(4).unwrap();
-            let path = Path::new(root).join("hallmark-tests").join(&self.id);
+            let path = Path::new(root).join(&self.id);
             if fs::metadata(&path).is_ok() {
                 found.push(path);
             }
