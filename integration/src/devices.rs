@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -39,21 +40,50 @@ pub(crate) fn list() -> Result<BTreeSet<Device>> {
 }
 
 /// Frees the loop devices whose backing file lies below `dir`, and what is stacked on them.
+///
+/// The mounts that the files were opened through are gone, so that sysfs has no path for them:
+/// they are known by device and inode.
 pub(crate) fn release_below(dir: &Path) -> Result<()> {
     let all = list()?;
-    for device in &all {
-        let Device::Loop { name, backing } = device else { continue };
-        if !backing.starts_with(dir) {
+    if !all.iter().any(|device| matches!(device, Device::Loop { .. })) {
+        return Ok(());
+    }
+    let mut inodes = BTreeSet::new();
+    collect_inodes(dir, &mut inodes)?;
+    let columns = "NAME,BACK-MAJ:MIN,BACK-INO";
+    let listed =
+        Command::new("losetup").args(["--list", "--noheadings", "--output", columns]).good()?;
+    for line in listed.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [path, device, inode] = words.as_slice() else { continue };
+        if !inodes.contains(&format!("{device} {inode}")) {
             continue;
         }
+        let node = path.trim_start_matches("/dev/").to_owned();
         for above in &all {
-            if let Device::Mapper { name: mapper, on, .. } = above {
-                if on.contains(name) {
-                    Command::new("dmsetup").args(["remove", mapper]).good()?;
+            if let Device::Mapper { name, on, .. } = above {
+                if on.contains(&node) {
+                    Command::new("dmsetup").args(["remove", name]).good()?;
                 }
             }
         }
-        Command::new("losetup").args(["--detach", &format!("/dev/{name}")]).good()?;
+        Command::new("losetup").args(["--detach", path]).good()?;
+    }
+    Ok(())
+}
+
+/// `major:minor inode` of every regular file below `dir`.
+fn collect_inodes(dir: &Path, all: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            collect_inodes(&entry.path(), all)?;
+        } else if kind.is_file() {
+            let data = entry.metadata()?;
+            let (major, minor) = (rustix::fs::major(data.dev()), rustix::fs::minor(data.dev()));
+            all.insert(format!("{major}:{minor} {}", data.ino()));
+        }
     }
     Ok(())
 }

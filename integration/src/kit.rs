@@ -18,6 +18,7 @@ use crate::cache::{Cache, is_there, remove_tree, source_root};
 use crate::components::Components;
 use crate::images::{Images, file_name};
 use crate::run::Run;
+use crate::seals;
 use crate::signing::Key;
 use crate::table::Site;
 use crate::trust;
@@ -43,7 +44,7 @@ impl Kit {
         let (parts, images) = (Components::build(cache)?, Images::build(cache)?);
         let kit = Self { root: cache.root().join("kit") };
         remove_tree(&kit.root)?;
-        for dir in ["bin", "cni", "config", "images", "trust"] {
+        for dir in ["bin", "cni", "config", "images", "trust", "sealed", "attacks"] {
             fs::create_dir_all(kit.root.join(dir))?;
         }
         for dir in [&parts.containerd, &parts.runc, &parts.nerdctl] {
@@ -60,8 +61,15 @@ impl Kit {
         for name in Images::names() {
             fs::hard_link(images.archive(name), kit.root.join("images").join(file_name(name)))?;
         }
+        let key = Key::of_the_guest(cache)?;
+        if !programs.is_empty() {
+            let seals = seals::make(cache, &kit.bin("hallmark"), &images, &key)?;
+            for dir in ["sealed", "attacks"] {
+                link_all(&seals.join(dir), &kit.root.join(dir))?;
+            }
+        }
         let here = kit.root.clone();
-        trust::make(&kit, &Key::of_the_guest(cache)?, &|site| match site {
+        trust::make(&kit, &key, &|site| match site {
             Site::Host => here.clone(),
             Site::Guest => PathBuf::from(crate::guest::init::KIT),
         })?;
@@ -92,6 +100,16 @@ impl Kit {
         Images::at(&self.root.join("images"))
     }
 
+    /// One archive with every image of the demonstration.
+    pub(crate) fn demo(&self) -> PathBuf {
+        self.root.join("attacks/demo.tar")
+    }
+
+    /// The archive of an image that must not run.
+    pub(crate) fn attack(&self, image: &str) -> PathBuf {
+        self.root.join("attacks").join(file_name(image))
+    }
+
     /// The archive of an image with its seal; without one in a kit of other people's parts only.
     pub(crate) fn sealed(&self, image: &str) -> PathBuf {
         let sealed = self.root.join("sealed").join(file_name(image));
@@ -116,7 +134,9 @@ impl Kit {
 pub(crate) fn build_programs() -> Result<()> {
     let status = Command::new("cargo")
         .current_dir(source_root())
-        .args(["build", "--quiet", "--release", "--workspace"])
+        .args(["build", "--quiet", "--release", "--bins"])
+        // not this program: cargo would replace it while it runs
+        .args(["--workspace", "--exclude", env!("CARGO_PKG_NAME")])
         .status()
         .context("cargo build")?;
     anyhow::ensure!(status.success(), "cargo build: {status}");

@@ -70,11 +70,34 @@ impl Picture {
         left
     }
 
+    /// The same but for layers, which stay activated as long as an image has them, and their claims.
+    pub(crate) fn without_layers(mut self) -> Self {
+        let of_a_layer = |what: &String| {
+            ["/run/hallmark/l/", "/run/hallmark/devices/", "/var/lib/hallmark/"]
+                .iter()
+                .any(|place| what.contains(place))
+                || what.contains("Mapper { name: \"hallmark-")
+        };
+        self.mounts.retain(|what| !of_a_layer(what));
+        self.devices.retain(|what| !of_a_layer(what));
+        self.files.retain(|what| !of_a_layer(what));
+        self
+    }
+
+    /// Waits until nothing but layers is left that was not there.
+    pub(crate) fn expect_again_without_layers(&self) -> Result<()> {
+        self.wait_for(&|| Ok(Self::take()?.without_layers()))
+    }
+
     /// Waits until nothing is left that was not there, up to ten seconds.
     pub(crate) fn expect_again(&self) -> Result<()> {
+        self.wait_for(&Self::take)
+    }
+
+    fn wait_for(&self, look: &dyn Fn() -> Result<Self>) -> Result<()> {
         let started = Instant::now();
         loop {
-            let left = Self::take()?.since(self);
+            let left = look()?.since(self);
             if left.is_empty() {
                 return Ok(());
             }

@@ -9,6 +9,7 @@ mod cache;
 mod cgroups;
 mod components;
 mod debian;
+mod demo;
 mod devices;
 mod files;
 mod guest;
@@ -18,6 +19,7 @@ mod leaks;
 mod node;
 mod run;
 mod sandbox;
+mod seals;
 mod signing;
 mod table;
 mod tests;
@@ -50,6 +52,14 @@ enum Command {
     Components,
     /// Build the test images
     Images,
+    /// Show the main job as scenes: on this machine, then in the guest
+    Demo,
+    /// (inside) the scenes of both sites
+    #[command(hide = true)]
+    Both { kit: PathBuf },
+    /// (inside) the scenes of one site
+    #[command(hide = true)]
+    Scenes { site: String, kit: PathBuf },
     /// Run the table of tests on this machine only
     Host {
         /// Only tests whose names contain this
@@ -95,7 +105,13 @@ enum Command {
     Init { dir: PathBuf, arguments: Vec<String> },
     /// (inside) the table of tests
     #[command(hide = true)]
-    Table { site: String, stack: String, kit: PathBuf, #[arg(default_value = "")] filter: String },
+    Table {
+        site: String,
+        stack: String,
+        kit: PathBuf,
+        #[arg(default_value = "")]
+        filter: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -118,6 +134,14 @@ fn perform(command: Command) -> Result<ExitCode> {
             println!("{:#?}", Images::build(&prepared()?)?);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Demo => {
+            let cache = prepared()?;
+            Parts::build(&cache)?;
+            let kit = assemble(&cache, Stack::Hallmark)?;
+            sandbox::supervise(&cache, &["both", &kit])
+        }
+        Command::Both { kit } => Ok(code(demo::both(&kit)?)),
+        Command::Scenes { site, kit } => Ok(code(demo::scenes(Site::named(&site), Kit::at(&kit))?)),
         Command::Host { filter, stock } => on_host(stack(stock), "table", &filter),
         Command::Guest { filter, stock } => in_guest(stack(stock), "table", &filter),
         Command::Node { script, guest: false, stock } => on_host(stack(stock), "script", &script),
@@ -169,9 +193,8 @@ fn in_guest(stack: Stack, what: &str, argument: &str) -> Result<ExitCode> {
 }
 
 fn bench(site: &str, stack: &str, kit: &std::path::Path) -> Bench {
-    let site = if site == "guest" { Site::Guest } else { Site::Host };
     let stack = if stack == "stock" { Stack::Stock } else { Stack::Hallmark };
-    Bench::new(site, Kit::at(kit), std::path::Path::new("/var/log/node"), stack)
+    Bench::new(Site::named(site), Kit::at(kit), std::path::Path::new("/var/log/node"), stack)
 }
 
 fn run_script(site: &str, stack: &str, kit: &std::path::Path, script: &str) -> Result<ExitCode> {
@@ -199,6 +222,10 @@ fn table(site: &str, stack: &str, kit: &std::path::Path, filter: &str) -> Result
     let counts = table::run(&tests::all(), &mut bench, filter)?;
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// One line of progress, on standard error.

@@ -175,7 +175,7 @@ fn private_directories(dir: &Path) -> Result<()> {
         crate::files::set_mode(&source, if name == "tmp" { 0o1777 } else { 0o755 })?;
         bind(&source, Path::new(target))?;
     }
-    for place in ["/etc/hallmark", "/etc/containerd", "/etc/cni", "/etc/nerdctl", "/var/lib/cni"] {
+    for place in ["/etc/hallmark", "/etc/containerd", "/etc/cni", "/etc/nerdctl", "/var/lib/cni", "/var/log/hallmark"] {
         remove_tree(Path::new(place))?;
     }
     Ok(())

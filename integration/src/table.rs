@@ -20,6 +20,13 @@ pub(crate) enum Site {
     Guest,
 }
 
+impl Site {
+    /// As said on a command line.
+    pub(crate) fn named(name: &str) -> Self {
+        if name == "guest" { Self::Guest } else { Self::Host }
+    }
+}
+
 /// What a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {

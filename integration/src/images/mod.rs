@@ -1,5 +1,6 @@
 //! The images of the tests: two from Debian packages, two small ones, built once.
 
+pub(crate) mod attacks;
 pub(crate) mod layers;
 pub(crate) mod oci;
 
@@ -135,7 +136,7 @@ fn site() -> Result<Vec<Layer>> {
 }
 
 /// Three layers; each carries the image's own name, so that no two images share one.
-fn small(image: &str, name: &str) -> Result<Image> {
+pub(crate) fn small(image: &str, name: &str) -> Result<Image> {
     let busybox = fs::read("/bin/busybox").context("read /bin/busybox")?;
     let mut bottom = Hand::new();
     for dir in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "var"] {

@@ -70,8 +70,8 @@ impl Image {
         entry["annotations"] = json!({
             "io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": tag,
         });
-        let mut archive = Archive::default();
-        archive.index = json!({"schemaVersion": 2, "manifests": [entry]});
+        let index = json!({"schemaVersion": 2, "manifests": [entry]});
+        let mut archive = Archive { index, blobs: BTreeMap::new() };
         for blob in self.layers.iter().map(|l| l.blob.clone()).chain([config, manifest]) {
             archive.add(blob);
         }
@@ -105,13 +105,28 @@ impl Image {
 }
 
 /// The blobs and the index of an archive.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Archive {
     pub(crate) index: Value,
     blobs: BTreeMap<String, Vec<u8>>,
 }
 
+impl Default for Archive {
+    fn default() -> Self {
+        Self { index: json!({"schemaVersion": 2, "manifests": []}), blobs: BTreeMap::new() }
+    }
+}
+
 impl Archive {
+    /// Adds everything of another archive.
+    pub(crate) fn take_in(&mut self, other: Self) -> Result<()> {
+        let entries = other.index["manifests"].as_array().context("index without manifests")?;
+        let all = self.index["manifests"].as_array_mut().context("index without manifests")?;
+        all.extend(entries.iter().cloned());
+        self.blobs.extend(other.blobs);
+        Ok(())
+    }
+
     /// Reads an OCI archive.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("open {}", path.display()))?;

@@ -1,12 +1,13 @@
 //! The tests, by what they use.
 
+pub(crate) mod attacks;
 mod clients;
 
 use crate::table::Test;
 
 /// Every test, in the order in which they are run.
 pub(crate) fn all() -> Vec<Test> {
-    clients::TESTS.iter().map(copy).collect()
+    clients::TESTS.iter().chain(attacks::TESTS).map(copy).collect()
 }
 
 fn copy(test: &Test) -> Test {

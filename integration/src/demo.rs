@@ -1,0 +1,189 @@
+//! The demonstration: the main job as scenes, each with what was seen, here and in the guest.
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::guest::boot::Guest;
+use crate::guest::init::KIT;
+use crate::guest::parts::Parts;
+use crate::images::attacks::{REORDERED, STACKED, UNSEALED};
+use crate::images::{ONE, TWO};
+use crate::kit::Kit;
+use crate::node::{Node, Stack};
+use crate::run::Run;
+use crate::table::{Bench, Site};
+use crate::tests::attacks::stored_byte;
+use crate::trust::Setting;
+use crate::{cache::Cache, files};
+
+/// One scene: its title says what must happen; showing it returns what was seen.
+struct Scene {
+    title: &'static str,
+    show: fn(&mut Bench) -> Result<String>,
+}
+
+const SCENES: &[Scene] = &[
+    Scene { title: "a sealed image runs", show: sealed },
+    Scene { title: "an unsealed image is refused", show: |bench| refused(bench, UNSEALED) },
+    Scene { title: "layers of two sealed images, stacked: refused", show: |bench| refused(bench, STACKED) },
+    Scene { title: "the same layers in another order: refused", show: |bench| refused(bench, REORDERED) },
+    Scene { title: "audit mode lets pass, and says what enforce would refuse", show: audit },
+    Scene { title: "one byte of a stored layer changed: refused or EIO", show: flipped },
+];
+
+const KERNEL_SCENES: &[Scene] = &[
+    Scene { title: "a program dropped into the container: the kernel refuses", show: dropped },
+    Scene { title: "a program of the image copied: the kernel refuses", show: copied },
+];
+
+/// Shows the scenes of this machine while the guest boots and shows its own.
+pub(crate) fn both(kit: &Path) -> Result<bool> {
+    let kit_of_guest = Kit::at(kit);
+    let (sender, lines) = mpsc::channel::<String>();
+    let guest = std::thread::spawn(move || -> Result<u8> {
+        let parts = Parts::build(&Cache::open()?)?;
+        let guest = Guest::new(&parts, &kit_of_guest, Path::new("/tmp/guest"))?;
+        let mut each = |line: &str| {
+            if sender.send(line.to_owned()).is_err() {
+                crate::say(line);
+            }
+        };
+        Ok(guest.run(&["scenes", "guest", KIT], &mut each)?.code)
+    });
+    let here = scenes(Site::Host, Kit::at(kit))?;
+    println!();
+    for line in lines {
+        println!("{line}");
+    }
+    let there = guest.join().map_err(|_| anyhow::anyhow!("the guest's thread died"))??;
+    Ok(here && there == 0)
+}
+
+/// Shows the scenes of one site; whether all went as their titles say.
+pub(crate) fn scenes(site: Site, kit: Kit) -> Result<bool> {
+    let mut bench = Bench::new(site, kit, Path::new("/var/log/node"), Stack::Hallmark);
+    println!("{}", heading(&mut bench)?);
+    let archive = bench.kit.demo();
+    bench.node()?.load(&archive)?;
+    let more = if site == Site::Guest { KERNEL_SCENES } else { &[] };
+    let mut good = true;
+    // the changed layer comes last: its container is gone then
+    let (last, first) = SCENES.split_last().context("no scene")?;
+    for scene in first.iter().chain(more).chain([last]) {
+        let started = Instant::now();
+        let shown = (scene.show)(&mut bench);
+        let seconds = started.elapsed().as_secs_f32();
+        match shown {
+            Ok(seen) => println!("  ok    {} ({seconds:.1} s)\n        {seen}", scene.title),
+            Err(error) => {
+                good = false;
+                let words = bench.node()?.last_words();
+                println!("  FAIL  {} ({seconds:.1} s)\n{error:#}\n{words}", scene.title);
+            }
+        }
+    }
+    bench.node()?.empty()?;
+    bench.stop()?;
+    Ok(good)
+}
+
+fn heading(bench: &mut Bench) -> Result<String> {
+    let kernel = files::text(Path::new("/proc/sys/kernel/osrelease"))?;
+    let (place, evidence, control) = match bench.site {
+        Site::Host => ("this machine", "rehashed", "launch-only"),
+        Site::Guest => ("the guest", "dm-verity+signature", "ipe"),
+    };
+    let kernel = kernel.trim();
+    Ok(format!("{place}, Linux {kernel}: evidence {evidence}, exec control {control}"))
+}
+
+/// `ctr run`: in the guest, where processors are emulated, it is the quicker client.
+fn launch(node: &Node, image: &str, id: &str) -> std::process::Command {
+    let how = ["run", "--rm", "--snapshotter", node.snapshotter_name(), "--runtime"];
+    node.ctr(&[&how[..], &[node.runtime_name(), image, id]].concat())
+}
+
+fn sealed(bench: &mut Bench) -> Result<String> {
+    let node = bench.node()?;
+    node.run(&["-d", "--name", "shop", TWO, "sleep", "600"]).good()?;
+    let said = node.run(&["--rm", ONE]).good()?;
+    ensure!(said == "hello from one", "it says {said:?}");
+    Ok(format!("nerdctl run {ONE}: {said}"))
+}
+
+fn refused(bench: &mut Bench, image: &str) -> Result<String> {
+    let said = launch(bench.node()?, image, "scene").bad()?;
+    refusal(&said)
+}
+
+fn refusal(said: &str) -> Result<String> {
+    let at = said.find("hallmark: refused:");
+    let at = at.with_context(|| format!("failed, but not by a refusal: {said}"))?;
+    let line = said.get(at..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    Ok(line.to_owned())
+}
+
+fn audit(bench: &mut Bench) -> Result<String> {
+    let site = bench.site;
+    let ran = launch(bench.set(Setting::Audit)?, UNSEALED, "audited").ran();
+    bench.set(Setting::Enforce)?;
+    let ran = ran?;
+    let log = files::text(Path::new("/var/log/hallmark/audit.log"))?;
+    let record = log.lines().last().context("the audit log is empty")?;
+    let seen = match site {
+        Site::Host => {
+            ensure!(ran.stdout.trim() == "hello from unsealed", "it did not run: {}", ran.all());
+            "it ran"
+        }
+        Site::Guest => {
+            let denied = ran.all().to_lowercase().contains("permission denied");
+            ensure!(denied, "the kernel let it run: {}", ran.all());
+            "the gate let it pass, the kernel did not"
+        }
+    };
+    Ok(format!("{seen}; audit.log: {record}"))
+}
+
+fn flipped(bench: &mut Bench) -> Result<String> {
+    let archive = bench.sealed(ONE);
+    let (file, offset) = stored_byte(&archive, "echo hello from one")?;
+    files::flip_byte(&file, offset)?;
+    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    let said = launch(bench.node()?, ONE, "changed").bad()?;
+    match refusal(&said) {
+        Ok(line) => Ok(line),
+        Err(_) if said.to_lowercase().contains("input/output error") => {
+            let line = said.lines().last().unwrap_or_default();
+            let again = refusal(&launch(bench.node()?, ONE, "again").bad()?)?;
+            Ok(format!("{line}\n        and again: {again}"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn dropped(bench: &mut Bench) -> Result<String> {
+    let script = "printf '#!/bin/sh\\necho dropped\\n' > /tmp/dropped; chmod +x /tmp/dropped; /tmp/dropped";
+    denied_by_the_kernel(bench, script, "/tmp/dropped")
+}
+
+fn copied(bench: &mut Bench) -> Result<String> {
+    denied_by_the_kernel(bench, "cp /bin/busybox /tmp/true; /tmp/true", "/tmp/true")
+}
+
+/// The program fails with EACCES, and the kernel's audit record names it.
+fn denied_by_the_kernel(bench: &mut Bench, script: &str, path: &str) -> Result<String> {
+    let said = bench.node()?.nerdctl(&["exec", "shop", "sh", "-c", script]).bad()?;
+    ensure!(said.contains("Permission denied"), "it says {said:?}");
+    let dmesg = std::process::Command::new("dmesg").good()?;
+    let record = dmesg
+        .lines()
+        .rev()
+        .find(|line| line.contains("ipe_op=EXECUTE") && line.contains(&format!("path=\"{path}\"")))
+        .context("no audit record names the program")?;
+    let record = record.split_once("audit: ").map_or(record, |(_, rest)| rest);
+    Ok(format!("Permission denied; {record}"))
+}

@@ -1,0 +1,55 @@
+//! Sealing the test images with our own command.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::cache::{Cache, fingerprint, remove_tree, sha256};
+use crate::images::attacks::{self, REORDERED, STACKED, STRANGER, UNSEALED};
+use crate::images::oci::Archive;
+use crate::images::{Images, ONE, TWO, file_name};
+use crate::run::Run;
+use crate::signing::Key;
+
+/// Directories `sealed/` and `attacks/`, made anew whenever the command or the images change.
+pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -> Result<PathBuf> {
+    let program = sha256(fs::read(hallmark)?);
+    let place = images.archive("").to_string_lossy().into_owned();
+    let name = format!("seals-{}", fingerprint(&[&program, &place, key.id()]));
+    for entry in fs::read_dir(cache.root())? {
+        let entry = entry?.file_name().to_string_lossy().into_owned();
+        if entry.starts_with("seals-") && entry != name {
+            remove_tree(&cache.root().join(entry))?;
+        }
+    }
+    cache.once(&name, |dir| {
+        let (sealed, attacked) = (dir.join("sealed"), dir.join("attacks"));
+        fs::create_dir_all(&sealed)?;
+        fs::create_dir_all(&attacked)?;
+        for image in Images::names() {
+            let archive = sealed.join(file_name(image));
+            fs::copy(images.archive(image), &archive)?;
+            seal(hallmark, key, &archive)?;
+        }
+        attacks::make(images, &attacked)?;
+        let stranger = Key::make(&dir.join("stranger"))?;
+        seal(hallmark, &stranger, &attacked.join(file_name(STRANGER)))?;
+        let mut demo = Archive::default();
+        for image in [ONE, TWO] {
+            demo.take_in(Archive::read(&sealed.join(file_name(image)))?)?;
+        }
+        for image in [UNSEALED, STACKED, REORDERED] {
+            demo.take_in(Archive::read(&attacked.join(file_name(image)))?)?;
+        }
+        demo.write(&attacked.join("demo.tar"))
+    })
+}
+
+fn seal(hallmark: &Path, key: &Key, archive: &Path) -> Result<()> {
+    let mut command = Command::new(hallmark);
+    command.arg("seal").arg(archive).arg("--key").arg(&key.private);
+    command.arg("--cert").arg(&key.certificate).good()?;
+    Ok(())
+}
