@@ -11,6 +11,7 @@ mod components;
 mod debian;
 mod demo;
 mod devices;
+mod everything;
 mod files;
 mod guest;
 mod images;
@@ -60,6 +61,8 @@ enum Command {
     /// (inside) the scenes of one site
     #[command(hide = true)]
     Scenes { site: String, kit: PathBuf },
+    /// Every test: the workspace's own, the table on this machine, the table in the guest
+    Test,
     /// Run the table of tests on this machine only
     Host {
         /// Only tests whose names contain this
@@ -142,6 +145,7 @@ fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::Both { kit } => Ok(code(demo::both(&kit)?)),
         Command::Scenes { site, kit } => Ok(code(demo::scenes(Site::named(&site), Kit::at(&kit))?)),
+        Command::Test => everything::run(&prepared()?),
         Command::Host { filter, stock } => on_host(stack(stock), "table", &filter),
         Command::Guest { filter, stock } => in_guest(stack(stock), "table", &filter),
         Command::Node { script, guest: false, stock } => on_host(stack(stock), "script", &script),
