@@ -64,6 +64,8 @@ pub(crate) fn join(group: &str) -> Result<()> {
 /// In a new cgroup namespace: shows each hierarchy from its own root, controllers delegated.
 pub(crate) fn mount_own() -> Result<()> {
     let all = mounted()?;
+    // what is only covered is still listed, and found first by those who look for a hierarchy
+    Command::new("umount").args(["--recursive", "/sys/fs/cgroup"]).good()?;
     if all.iter().any(|h| h.place == Path::new("/sys/fs/cgroup")) {
         Command::new("mount").args(["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"]).good()?;
         return delegate(Path::new("/sys/fs/cgroup"));

@@ -105,6 +105,11 @@ impl Kit {
         self.root.join("attacks/demo.tar")
     }
 
+    /// A claims directory with the seal of one image.
+    pub(crate) fn claims(&self) -> PathBuf {
+        self.root.join("attacks/claims")
+    }
+
     /// The archive of an image that must not run.
     pub(crate) fn attack(&self, image: &str) -> PathBuf {
         self.root.join("attacks").join(file_name(image))

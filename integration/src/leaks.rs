@@ -20,12 +20,11 @@ pub(crate) struct Picture {
 }
 
 /// Directories of which a launch owns every entry.
-const OWNED: [&str; 5] = [
+const OWNED: [&str; 4] = [
     "/run/hallmark",
     "/run/containerd/io.containerd.runtime.v2.task",
     "/run/containerd/s",
     "/run/containerd/fifo",
-    "/var/lib/hallmark/claims",
 ];
 
 impl Picture {
@@ -38,7 +37,7 @@ impl Picture {
             picture.mounts.insert(format!("{place} ({source})"));
         }
         picture.devices.extend(devices::list()?.iter().map(|device| format!("{device:?}")));
-        // containerd's namespace has a cgroup and a directory for as long as the node lives
+        // a containerd namespace has a cgroup and directories for as long as the node lives
         picture.cgroups = cgroups::list()?;
         picture.cgroups.retain(|group| !group.ends_with(":default"));
         for entry in fs::read_dir("/proc")? {
@@ -50,7 +49,7 @@ impl Picture {
         for dir in OWNED {
             list_files(Path::new(dir), &mut picture.files);
         }
-        picture.files.retain(|file| !file.ends_with("/default"));
+        picture.files.retain(|file| !file.ends_with("/default") && file != "/run/hallmark/runtime");
         Ok(picture)
     }
 

@@ -181,16 +181,19 @@ impl Node {
         Ok(())
     }
 
-    /// The end of each daemon's log.
+    /// The end of each daemon's log, without what went well.
     pub(crate) fn last_words(&self) -> String {
         let mut text = String::new();
         for name in ["snapshotter.log", "containerd.log"] {
             let log = fs::read_to_string(self.logs.join(name)).unwrap_or_default();
+            let ordinary = [" INFO ", "level=info", "level=debug", "level=warning", "inactive stream"];
             let worth: Vec<&str> = log
                 .lines()
-                .filter(|line| !["level=info", "level=debug", "level=warning"].iter().any(|level| line.contains(level)))
+                .filter(|line| !ordinary.iter().any(|word| line.contains(word)))
                 .collect();
-            text.push_str(&format!("--- {name}\n{}\n", tail(&worth.join("\n"), 15)));
+            if !worth.is_empty() {
+                text.push_str(&format!("--- {name}\n{}\n", tail(&worth.join("\n"), 6)));
+            }
         }
         text
     }

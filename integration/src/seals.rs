@@ -13,11 +13,14 @@ use crate::images::{Images, ONE, TWO, file_name};
 use crate::run::Run;
 use crate::signing::Key;
 
+/// Changed when what is made below changes.
+const RECIPE: &str = "2";
+
 /// Directories `sealed/` and `attacks/`, made anew whenever the command or the images change.
 pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -> Result<PathBuf> {
     let program = sha256(fs::read(hallmark)?);
-    let place = images.archive("").to_string_lossy().into_owned();
-    let name = format!("seals-{}", fingerprint(&[&program, &place, key.id()]));
+    let place = images.archive("1").to_string_lossy().into_owned();
+    let name = format!("seals-{}", fingerprint(&[RECIPE, &program, &place, key.id()]));
     for entry in fs::read_dir(cache.root())? {
         let entry = entry?.file_name().to_string_lossy().into_owned();
         if entry.starts_with("seals-") && entry != name {
@@ -31,11 +34,17 @@ pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -
         for image in Images::names() {
             let archive = sealed.join(file_name(image));
             fs::copy(images.archive(image), &archive)?;
-            seal(hallmark, key, &archive)?;
+            seal(hallmark, key, &archive, None)?;
         }
+        let copy = dir.join("copy.tar");
+        fs::copy(images.archive(ONE), &copy)?;
+        let claims = attacked.join("claims");
+        fs::create_dir_all(&claims)?;
+        seal(hallmark, key, &copy, Some(&claims))?;
+        fs::remove_file(copy)?;
         attacks::make(images, &attacked)?;
         let stranger = Key::make(&dir.join("stranger"))?;
-        seal(hallmark, &stranger, &attacked.join(file_name(STRANGER)))?;
+        seal(hallmark, &stranger, &attacked.join(file_name(STRANGER)), None)?;
         let mut demo = Archive::default();
         for image in [ONE, TWO] {
             demo.take_in(Archive::read(&sealed.join(file_name(image)))?)?;
@@ -47,9 +56,14 @@ pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -
     })
 }
 
-fn seal(hallmark: &Path, key: &Key, archive: &Path) -> Result<()> {
+/// Seals an archive; the claim also goes into a claims directory, if one is given.
+fn seal(hallmark: &Path, key: &Key, archive: &Path, claims: Option<&Path>) -> Result<()> {
     let mut command = Command::new(hallmark);
     command.arg("seal").arg(archive).arg("--key").arg(&key.private);
-    command.arg("--cert").arg(&key.certificate).good()?;
+    command.arg("--cert").arg(&key.certificate);
+    if let Some(claims) = claims {
+        command.arg("--claims-dir").arg(claims);
+    }
+    command.good()?;
     Ok(())
 }

@@ -122,11 +122,15 @@ fn open(tar: &Path) -> Result<Archive<BufReader<File>>> {
     Ok(Archive::new(BufReader::new(file)))
 }
 
+/// Files that the building machine put into the root file system for itself.
+const OF_THIS_MACHINE: [&str; 2] = ["etc/hostname", "etc/resolv.conf"];
+
 /// `usr/bin/x` of `./usr/bin/x` or `usr/bin/x/`; nothing for the root itself.
 fn name_of(path: &Path) -> Option<String> {
     let text = path.to_string_lossy();
     let name = text.trim_start_matches("./").trim_matches('/');
-    (!name.is_empty() && name != ".").then(|| name.to_owned())
+    let is_wanted = !name.is_empty() && name != "." && !OF_THIS_MACHINE.contains(&name);
+    is_wanted.then(|| name.to_owned())
 }
 
 fn parent(name: &str) -> Option<&str> {

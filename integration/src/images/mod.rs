@@ -24,7 +24,7 @@ pub(crate) const ONE: &str = "example.test/one:1";
 pub(crate) const TWO: &str = "example.test/two:1";
 
 /// Changed when the recipes below change, so that the cache builds anew.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
 const APPLETS: &[&str] = &[
     "sh", "cat", "chmod", "cp", "date", "dd", "echo", "env", "false", "grep", "hostname", "id",

@@ -1,7 +1,7 @@
 //! Attacks on an image, each beside its untouched twin: a gate that refuses everything fails too.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -24,7 +24,7 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "attack: a layer added", needs: &[], run: extended },
     Test { name: "attack: one byte of a stored layer changed", needs: &[], run: flipped },
     Test { name: "attack: files put into the upper before the first start", needs: &[], run: upper },
-    Test { name: "attack: the claim taken away", needs: &[], run: claim_removed },
+    Test { name: "claim: counts while it is in the claims directory", needs: &[], run: claim },
     Test { name: "attack: a foreign bind over the image's programs", needs: &[], run: bind_over },
     Test { name: "audit: runs, and says what enforce would refuse", needs: &[], run: audit },
     Test { name: "commit: the new image is refused until it is sealed", needs: &[], run: commit },
@@ -167,25 +167,26 @@ fn newest_upper() -> Result<PathBuf> {
     Ok(upper)
 }
 
-fn claim_removed(bench: &mut Bench) -> Result<()> {
-    let archive = bench.sealed(ONE);
+/// A claim that somebody drops into the claims directory counts; without it the image is unsealed.
+fn claim(bench: &mut Bench) -> Result<()> {
+    let (archive, dropped) = (bench.kit.images().archive(ONE), bench.kit.claims());
     let node = bench.node()?;
     node.load(&archive)?;
-    twin(node)?;
-    let claims = fs::read_dir("/var/lib/hallmark/claims")?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
-    ensure!(!claims.is_empty(), "no claim was stored");
-    for claim in &claims {
-        fs::rename(claim, "/tmp".to_owned() + &claim.to_string_lossy().replace('/', "-"))?;
-    }
     let reason = refused(node, &["--rm", ONE])?;
-    ensure!(reason.contains("seal"), "{reason}");
-    for claim in &claims {
-        fs::copy("/tmp".to_owned() + &claim.to_string_lossy().replace('/', "-"), claim)?;
-        files::set_mode(claim, 0o600)?;
+    ensure!(reason.contains("no seal"), "{reason}");
+    let mut placed = Vec::new();
+    for entry in fs::read_dir(dropped)? {
+        let entry = entry?;
+        let place = Path::new("/var/lib/hallmark/claims").join(entry.file_name());
+        fs::copy(entry.path(), &place)?;
+        placed.push(place);
     }
-    twin(node)
+    ensure!(!placed.is_empty(), "the kit has no claim");
+    twin(node)?;
+    for place in placed {
+        fs::remove_file(place)?;
+    }
+    refused(node, &["--rm", ONE]).map(drop)
 }
 
 fn bind_over(bench: &mut Bench) -> Result<()> {
