@@ -28,7 +28,11 @@ fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
         let options = match (right.next(), right.nth(1)) {
             (Some("cgroup2"), _) => None,
             (Some("cgroup"), Some(options)) => Some(
-                options.split(',').filter(|o| *o != "rw" && *o != "ro").collect::<Vec<_>>().join(","),
+                options
+                    .split(',')
+                    .filter(|o| *o != "rw" && *o != "ro")
+                    .collect::<Vec<_>>()
+                    .join(","),
             ),
             _ => continue,
         };
@@ -70,7 +74,9 @@ pub(crate) fn mount_own() -> Result<()> {
         Command::new("mount").args(["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"]).good()?;
         return delegate(Path::new("/sys/fs/cgroup"));
     }
-    Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/sys/fs/cgroup"]).good()?;
+    Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/sys/fs/cgroup"])
+        .good()?;
     for hierarchy in all {
         fs::create_dir_all(&hierarchy.place)?;
         let mut mount = Command::new("mount");

@@ -8,6 +8,22 @@ use anyhow::{Context, Result, bail};
 use crate::cache::{Cache, remove_tree};
 use crate::run::Run;
 
+/// Who holds a module to its sum.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CheckedBy {
+    /// The checksum database, and the sum pinned here.
+    DatabaseAndPin,
+    /// The pin alone: the database served here lacks the module.
+    Pin,
+}
+
+/// Whether C is linked in.
+#[derive(Clone, Copy)]
+enum Cgo {
+    On,
+    Off,
+}
+
 /// A Go module and what is built of it.
 struct Module {
     name: &'static str,
@@ -16,9 +32,8 @@ struct Module {
     /// `h1:` sums of the module's zip and of its `go.mod`, pinned here.
     sum: &'static str,
     mod_sum: &'static str,
-    /// Not in the checksum database that is served here: only our own pin holds it.
-    only_our_sum: bool,
-    cgo: bool,
+    checked_by: CheckedBy,
+    cgo: Cgo,
     tags: &'static str,
     link_flags: &'static str,
     packages: &'static [&'static str],
@@ -32,8 +47,8 @@ const MODULES: &[Module] = &[
         version: "v2.4.2",
         sum: "h1:p6Qg+xbEz8lvwdhHDx0U469xENvp4LgGBx+E7djXkGw=",
         mod_sum: "h1:vgLdtvl3prFk1d3ZVqQcsDD5Q9IKM+vAIdU54U85w+I=",
-        only_our_sum: false,
-        cgo: false,
+        checked_by: CheckedBy::DatabaseAndPin,
+        cgo: Cgo::Off,
         tags: "",
         link_flags: "-X github.com/containerd/containerd/v2/version.Version=v2.4.2",
         packages: &["./cmd/containerd", "./cmd/ctr", "./cmd/containerd-shim-runc-v2"],
@@ -45,8 +60,8 @@ const MODULES: &[Module] = &[
         version: "v1.5.2",
         sum: "h1:eUUowc2WJCnFYzI87C1WqRcu356Dk/wsoi90y+2wEfE=",
         mod_sum: "h1:xGf9+KlNJkiI1y/C4rLIyLFckqs8WOMo4FFplswY9sw=",
-        only_our_sum: false,
-        cgo: true,
+        checked_by: CheckedBy::DatabaseAndPin,
+        cgo: Cgo::On,
         tags: "seccomp netgo osusergo",
         link_flags: "-X main.version=1.5.2 -extldflags -static",
         packages: &["."],
@@ -58,8 +73,8 @@ const MODULES: &[Module] = &[
         version: "v2.3.5",
         sum: "h1:auYeWpXIM29NUvqWxFvar8HIbSVrGBn6dRPx45rrUApY=",
         mod_sum: "h1:j2i2sTqQ0Z9YaZDI8XroU+NYtP5C1jC4mjtuvYvV0TE=",
-        only_our_sum: true,
-        cgo: false,
+        checked_by: CheckedBy::Pin,
+        cgo: Cgo::Off,
         tags: "",
         link_flags: "-X github.com/containerd/nerdctl/v2/pkg/version.Version=v2.3.5",
         packages: &["./cmd/nerdctl"],
@@ -71,8 +86,8 @@ const MODULES: &[Module] = &[
         version: "v1.9.1",
         sum: "h1:8oU6WsIsU3bpnNZuvHp74a6cE1MJwbj2P7s4/yTUNlA=",
         mod_sum: "h1:fj7kS55qg3o/RgS+WGsF3+ZxwIImMPusQZKzBpcSr4c=",
-        only_our_sum: false,
-        cgo: false,
+        checked_by: CheckedBy::DatabaseAndPin,
+        cgo: Cgo::Off,
         tags: "",
         link_flags: "",
         packages: &[
@@ -120,7 +135,7 @@ fn build(cache: &Cache, module: &Module, target: &Path) -> Result<()> {
     (module.adapt)(&source)?;
     let mut go = Command::new("go");
     go.current_dir(&source)
-        .env("CGO_ENABLED", if module.cgo { "1" } else { "0" })
+        .env("CGO_ENABLED", if matches!(module.cgo, Cgo::On) { "1" } else { "0" })
         .args(["build", "-mod=mod", "-trimpath", "-tags", module.tags])
         .args(["-ldflags", &format!("-s -w {}", module.link_flags)])
         .arg("-o")
@@ -133,7 +148,7 @@ fn build(cache: &Cache, module: &Module, target: &Path) -> Result<()> {
 /// Downloads a module and holds it to our sums.
 fn download(module: &Module) -> Result<PathBuf> {
     let mut go = Command::new("go");
-    if module.only_our_sum {
+    if module.checked_by == CheckedBy::Pin {
         go.env("GONOSUMDB", module.path.trim_end_matches("/v2"));
     }
     let printed = go

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -13,10 +14,11 @@ use crate::guest::parts::Parts;
 use crate::images::attacks::{REORDERED, STACKED, UNSEALED};
 use crate::images::{ONE, TWO};
 use crate::kit::Kit;
-use crate::node::{Node, Stack};
+use crate::node::Stack;
 use crate::run::Run;
 use crate::table::{Bench, Site};
 use crate::tests::attacks::stored_byte;
+use crate::tests::kernel::denial;
 use crate::trust::Setting;
 use crate::{cache::Cache, files};
 
@@ -26,11 +28,33 @@ struct Scene {
     show: fn(&mut Bench) -> Result<String>,
 }
 
+/// Whether every scene went as its title says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Went {
+    Well,
+    Wrong,
+}
+
+impl From<Went> for ExitCode {
+    fn from(went: Went) -> Self {
+        match went {
+            Went::Well => Self::SUCCESS,
+            Went::Wrong => Self::FAILURE,
+        }
+    }
+}
+
 const SCENES: &[Scene] = &[
     Scene { title: "a sealed image runs", show: sealed },
     Scene { title: "an unsealed image is refused", show: |bench| refused(bench, UNSEALED) },
-    Scene { title: "layers of two sealed images, stacked: refused", show: |bench| refused(bench, STACKED) },
-    Scene { title: "the same layers in another order: refused", show: |bench| refused(bench, REORDERED) },
+    Scene {
+        title: "layers of two sealed images, stacked: refused",
+        show: |bench| refused(bench, STACKED),
+    },
+    Scene {
+        title: "the same layers in another order: refused",
+        show: |bench| refused(bench, REORDERED),
+    },
     Scene { title: "audit mode lets pass, and says what enforce would refuse", show: audit },
     Scene { title: "one byte of a stored layer changed: refused or EIO", show: flipped },
 ];
@@ -41,7 +65,7 @@ const KERNEL_SCENES: &[Scene] = &[
 ];
 
 /// Shows the scenes of this machine while the guest boots and shows its own.
-pub(crate) fn both(kit: &Path) -> Result<bool> {
+pub(crate) fn both(kit: &Path) -> Result<Went> {
     let kit_of_guest = Kit::at(kit);
     let (sender, lines) = mpsc::channel::<String>();
     let guest = std::thread::spawn(move || -> Result<u8> {
@@ -54,31 +78,34 @@ pub(crate) fn both(kit: &Path) -> Result<bool> {
         };
         Ok(guest.run(&["scenes", "guest", KIT], &mut each)?.code)
     });
+    println!("{}", crate::kit::sizes(&Kit::at(kit))?);
     let here = scenes(Site::Host, Kit::at(kit))?;
     println!();
     for line in lines {
         println!("{line}");
     }
-    let there = guest.join().map_err(|_| anyhow::anyhow!("the guest's thread died"))??;
-    Ok(here && there == 0)
+    let there = guest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok(if here == Went::Well && there == 0 { Went::Well } else { Went::Wrong })
 }
 
-/// Shows the scenes of one site; whether all went as their titles say.
-pub(crate) fn scenes(site: Site, kit: Kit) -> Result<bool> {
+/// Shows the scenes of one site.
+pub(crate) fn scenes(site: Site, kit: Kit) -> Result<Went> {
     let mut bench = Bench::new(site, kit, Path::new("/var/log/node"), Stack::Hallmark);
     println!("{}", heading(site)?);
     let archive = bench.kit.demo();
     bench.node()?.load(&archive)?;
     let more = if site == Site::Guest { KERNEL_SCENES } else { &[] };
-    let mut good = true;
+    let mut went = Went::Well;
     for scene in SCENES.iter().chain(more) {
         let started = Instant::now();
         let shown = (scene.show)(&mut bench);
         let seconds = started.elapsed().as_secs_f32();
         match shown {
-            Ok(seen) => println!("  ok    {} ({seconds:.1} s)\n        {}", scene.title, brief(&seen)),
+            Ok(seen) => {
+                println!("  ok    {} ({seconds:.1} s)\n        {}", scene.title, brief(&seen))
+            }
             Err(error) => {
-                good = false;
+                went = Went::Wrong;
                 let words = bench.node()?.last_words();
                 println!("  FAIL  {} ({seconds:.1} s)\n{error:#}\n{words}", scene.title);
             }
@@ -86,7 +113,7 @@ pub(crate) fn scenes(site: Site, kit: Kit) -> Result<bool> {
     }
     bench.node()?.empty()?;
     bench.stop()?;
-    Ok(good)
+    Ok(went)
 }
 
 fn heading(site: Site) -> Result<String> {
@@ -111,12 +138,6 @@ fn brief(text: &str) -> String {
     brief
 }
 
-/// `ctr run`: in the guest, where processors are emulated, it is the quicker client.
-fn launch(node: &Node, image: &str, id: &str) -> std::process::Command {
-    let how = ["run", "--rm", "--snapshotter", node.snapshotter_name(), "--runtime"];
-    node.ctr(&[&how[..], &[node.runtime_name(), image, id]].concat())
-}
-
 fn sealed(bench: &mut Bench) -> Result<String> {
     let node = bench.node()?;
     node.run(&["-d", "--name", "shop", TWO, "sleep", "600"]).good()?;
@@ -126,23 +147,18 @@ fn sealed(bench: &mut Bench) -> Result<String> {
 }
 
 /// What the gate found for the container that goes on running.
-fn verdict() -> Result<String> {
-    for entry in fs::read_dir("/run/hallmark/runtime/default")? {
-        let state = files::text(&entry?.path().join("state.json"))?;
-        let state: serde_json::Value = serde_json::from_str(&state)?;
-        let of = |key: &str| state["verdict"][key].as_str().unwrap_or("?").to_owned();
-        return Ok(format!(
-            "{}: evidence {}, exec control {}",
-            of("outcome"),
-            of("evidence"),
-            of("execControl")
-        ));
-    }
-    anyhow::bail!("no container has a state file")
+pub(crate) fn verdict() -> Result<String> {
+    let mut entries = fs::read_dir("/run/hallmark/runtime/default")?;
+    let entry = entries.next().context("no container has a state file")??;
+    let state = files::text(&entry.path().join("state.json"))?;
+    let state: serde_json::Value = serde_json::from_str(&state)?;
+    let of = |key: &str| state["verdict"][key].as_str().unwrap_or("?").to_owned();
+    let (evidence, control) = (of("evidence"), of("execControl"));
+    Ok(format!("{}: evidence {evidence}, exec control {control}", of("outcome")))
 }
 
 fn refused(bench: &mut Bench, image: &str) -> Result<String> {
-    let said = launch(bench.node()?, image, "scene").bad()?;
+    let said = bench.node()?.once(&[image]).bad()?;
     refusal(&said)
 }
 
@@ -156,7 +172,7 @@ fn refusal(said: &str) -> Result<String> {
 
 fn audit(bench: &mut Bench) -> Result<String> {
     let site = bench.site;
-    let ran = launch(bench.set(Setting::Audit)?, UNSEALED, "audited").ran();
+    let ran = bench.set(Setting::Audit)?.once(&[UNSEALED]).ran();
     bench.set(Setting::Enforce)?;
     let ran = ran?;
     let log = files::text(Path::new("/var/log/hallmark/audit.log"))?;
@@ -180,12 +196,12 @@ fn flipped(bench: &mut Bench) -> Result<String> {
     let (file, offset) = stored_byte(&archive, "echo hello from one")?;
     files::flip_byte(&file, offset)?;
     fs::write("/proc/sys/vm/drop_caches", "3")?;
-    let said = launch(bench.node()?, ONE, "changed").bad()?;
+    let said = bench.node()?.once(&[ONE]).bad()?;
     match refusal(&said) {
         Ok(line) => Ok(line),
         Err(_) if said.to_lowercase().contains("input/output error") => {
             let line = said.lines().last().unwrap_or_default();
-            let again = refusal(&launch(bench.node()?, ONE, "again").bad()?)?;
+            let again = refusal(&bench.node()?.once(&[ONE]).bad()?)?;
             Ok(format!("{line}\n        and again: {again}"))
         }
         Err(error) => Err(error),
@@ -193,7 +209,8 @@ fn flipped(bench: &mut Bench) -> Result<String> {
 }
 
 fn dropped(bench: &mut Bench) -> Result<String> {
-    let script = "printf '#!/bin/sh\\necho dropped\\n' > /tmp/dropped; chmod +x /tmp/dropped; /tmp/dropped";
+    let script =
+        "printf '#!/bin/sh\\necho dropped\\n' > /tmp/dropped; chmod +x /tmp/dropped; /tmp/dropped";
     denied_by_the_kernel(bench, script, "/tmp/dropped")
 }
 
@@ -205,14 +222,7 @@ fn copied(bench: &mut Bench) -> Result<String> {
 fn denied_by_the_kernel(bench: &mut Bench, script: &str, path: &str) -> Result<String> {
     let said = bench.node()?.nerdctl(&["exec", "shop", "sh", "-c", script]).bad()?;
     ensure!(said.contains("Permission denied"), "it says {said:?}");
-    let dmesg = std::process::Command::new("dmesg").good()?;
-    let record = dmesg
-        .lines()
-        .rev()
-        .find(|line| line.contains("ipe_op=EXECUTE") && line.contains(&format!("path=\"{path}\"")))
-        .context("no audit record names the program")?;
-    let record = record.split_once("audit: ").map_or(record, |(_, rest)| rest);
-    Ok(format!("Permission denied; {record}"))
+    Ok(format!("Permission denied; {}", denial(path)?))
 }
 
 #[cfg(test)]

@@ -61,10 +61,10 @@ pub(crate) fn release_below(dir: &Path) -> Result<()> {
         }
         let node = path.trim_start_matches("/dev/").to_owned();
         for above in &all {
-            if let Device::Mapper { name, on, .. } = above {
-                if on.contains(&node) {
-                    Command::new("dmsetup").args(["remove", name]).good()?;
-                }
+            if let Device::Mapper { name, on, .. } = above
+                && on.contains(&node)
+            {
+                Command::new("dmsetup").args(["remove", name]).good()?;
             }
         }
         Command::new("losetup").args(["--detach", path]).good()?;

@@ -56,7 +56,8 @@ impl Kit {
         let built = built.parent().context("this program has no directory")?;
         for program in programs.iter().chain(&["integration"]) {
             let from = built.join(program);
-            fs::copy(&from, kit.bin(program)).with_context(|| format!("copy {}", from.display()))?;
+            fs::copy(&from, kit.bin(program))
+                .with_context(|| format!("copy {}", from.display()))?;
         }
         for name in Images::names() {
             fs::hard_link(images.archive(name), kit.root.join("images").join(file_name(name)))?;
@@ -126,13 +127,6 @@ impl Kit {
         let rest = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         format!("{}:{rest}", self.root.join("bin").display())
     }
-
-    /// One of our programs, ready to get arguments.
-    pub(crate) fn program(&self, name: &str) -> Command {
-        let mut command = crate::run::within(120, self.bin(name));
-        command.env("PATH", self.path());
-        command
-    }
 }
 
 /// Builds the four programs, as they are shipped, beside this one.
@@ -153,16 +147,16 @@ pub(crate) fn sizes(kit: &Kit) -> Result<String> {
     let mut lines = Vec::new();
     for program in PROGRAMS {
         let bytes = fs::metadata(kit.bin(program))?.len();
-        lines.push(format!("{program} {:.1} MB", to_f64(bytes) / 1e6));
+        lines.push(format!("{program} {}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10));
     }
     Ok(lines.join(", "))
 }
 
-fn to_f64(bytes: u64) -> f64 {
-    f64::from(u32::try_from(bytes).unwrap_or(u32::MAX))
-}
-
 fn link_all(from: &Path, to: &Path) -> Result<()> {
-    Command::new("cp").args(["--recursive", "--link"]).arg(format!("{}/.", from.display())).arg(to).good()?;
+    Command::new("cp")
+        .args(["--recursive", "--link"])
+        .arg(format!("{}/.", from.display()))
+        .arg(to)
+        .good()?;
     Ok(())
 }

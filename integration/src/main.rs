@@ -60,7 +60,7 @@ enum Command {
     Both { kit: PathBuf },
     /// (inside) the scenes of one site
     #[command(hide = true)]
-    Scenes { site: String, kit: PathBuf },
+    Scenes { site: Site, kit: PathBuf },
     /// Every test: the workspace's own, the table on this machine, the table in the guest
     Test,
     /// Run the table of tests on this machine only
@@ -68,32 +68,32 @@ enum Command {
         /// Only tests whose names contain this
         #[arg(default_value = "")]
         filter: String,
-        /// Prove the fixtures with containerd's overlayfs and runc instead
-        #[arg(long)]
-        stock: bool,
+        /// Which snapshotter and runtime; "stock" proves the fixtures themselves
+        #[arg(long, value_enum, default_value = "hallmark")]
+        stack: Stack,
     },
     /// Boot the guest and run the table of tests there
     Guest {
         /// Only tests whose names contain this
         #[arg(default_value = "")]
         filter: String,
-        /// Prove the fixtures with containerd's overlayfs and runc instead
-        #[arg(long)]
-        stock: bool,
+        /// Which snapshotter and runtime; "stock" proves the fixtures themselves
+        #[arg(long, value_enum, default_value = "hallmark")]
+        stack: Stack,
     },
     /// Start a node and run a shell script on it
     Node {
         script: String,
-        /// In the guest
-        #[arg(long)]
-        guest: bool,
-        /// With containerd's overlayfs and runc
-        #[arg(long)]
-        stock: bool,
+        /// Where
+        #[arg(long, value_enum, default_value = "host")]
+        site: Site,
+        /// Which snapshotter and runtime
+        #[arg(long, value_enum, default_value = "hallmark")]
+        stack: Stack,
     },
     /// (inside) a script on a node
     #[command(hide = true)]
-    Script { site: String, stack: String, kit: PathBuf, script: String },
+    Script { site: Site, stack: Stack, kit: PathBuf, script: String },
     /// (inside) first process of the guest
     #[command(hide = true)]
     GuestInit,
@@ -109,8 +109,8 @@ enum Command {
     /// (inside) the table of tests
     #[command(hide = true)]
     Table {
-        site: String,
-        stack: String,
+        site: Site,
+        stack: Stack,
         kit: PathBuf,
         #[arg(default_value = "")]
         filter: String,
@@ -143,19 +143,19 @@ fn perform(command: Command) -> Result<ExitCode> {
             let kit = assemble(&cache, Stack::Hallmark)?;
             sandbox::supervise(&cache, &["both", &kit])
         }
-        Command::Both { kit } => Ok(code(demo::both(&kit)?)),
-        Command::Scenes { site, kit } => Ok(code(demo::scenes(Site::named(&site), Kit::at(&kit))?)),
+        Command::Both { kit } => Ok(demo::both(&kit)?.into()),
+        Command::Scenes { site, kit } => Ok(demo::scenes(site, Kit::at(&kit))?.into()),
         Command::Test => everything::run(&prepared()?),
-        Command::Host { filter, stock } => on_host(stack(stock), "table", &filter),
-        Command::Guest { filter, stock } => in_guest(stack(stock), "table", &filter),
-        Command::Node { script, guest: false, stock } => on_host(stack(stock), "script", &script),
-        Command::Node { script, guest: true, stock } => in_guest(stack(stock), "script", &script),
-        Command::Script { site, stack, kit, script } => run_script(&site, &stack, &kit, &script),
+        Command::Host { filter, stack } => on_host(stack, "table", &filter),
+        Command::Guest { filter, stack } => in_guest(stack, "table", &filter),
+        Command::Node { script, site: Site::Host, stack } => on_host(stack, "script", &script),
+        Command::Node { script, site: Site::Guest, stack } => in_guest(stack, "script", &script),
+        Command::Script { site, stack, kit, script } => run_script(site, stack, &kit, &script),
         Command::GuestInit => guest::init::run().map(|()| ExitCode::SUCCESS),
         Command::Boot { kit, arguments } => boot(&kit, &arguments),
         Command::Enter { dir, arguments } => sandbox::enter(&dir, &arguments),
         Command::Init { dir, arguments } => sandbox::init(&dir, &arguments),
-        Command::Table { site, stack, kit, filter } => table(&site, &stack, &kit, &filter),
+        Command::Table { site, stack, kit, filter } => table(site, stack, &kit, &filter),
     }
 }
 
@@ -164,10 +164,6 @@ fn prepared() -> Result<Cache> {
     let cache = Cache::open()?;
     debian::install(&cache.log("packages"))?;
     Ok(cache)
-}
-
-fn stack(stock: bool) -> Stack {
-    if stock { Stack::Stock } else { Stack::Hallmark }
 }
 
 fn assemble(cache: &Cache, stack: Stack) -> Result<String> {
@@ -196,12 +192,11 @@ fn in_guest(stack: Stack, what: &str, argument: &str) -> Result<ExitCode> {
     sandbox::supervise(&cache, &["boot", &kit, what, "guest", stack.name(), inside, argument])
 }
 
-fn bench(site: &str, stack: &str, kit: &std::path::Path) -> Bench {
-    let stack = if stack == "stock" { Stack::Stock } else { Stack::Hallmark };
-    Bench::new(Site::named(site), Kit::at(kit), std::path::Path::new("/var/log/node"), stack)
+fn bench(site: Site, stack: Stack, kit: &std::path::Path) -> Bench {
+    Bench::new(site, Kit::at(kit), std::path::Path::new("/var/log/node"), stack)
 }
 
-fn run_script(site: &str, stack: &str, kit: &std::path::Path, script: &str) -> Result<ExitCode> {
+fn run_script(site: Site, stack: Stack, kit: &std::path::Path, script: &str) -> Result<ExitCode> {
     let mut bench = bench(site, stack, kit);
     let node = bench.node()?;
     let mut shell = std::process::Command::new("sh");
@@ -221,15 +216,11 @@ fn boot(kit: &std::path::Path, arguments: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::from(ended.code))
 }
 
-fn table(site: &str, stack: &str, kit: &std::path::Path, filter: &str) -> Result<ExitCode> {
+fn table(site: Site, stack: Stack, kit: &std::path::Path, filter: &str) -> Result<ExitCode> {
     let mut bench = bench(site, stack, kit);
     let counts = table::run(&tests::all(), &mut bench, filter)?;
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn code(good: bool) -> ExitCode {
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// One line of progress, on standard error.

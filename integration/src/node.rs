@@ -14,9 +14,10 @@ use crate::files;
 use crate::kit::Kit;
 use crate::run::{Run, tail, within};
 use crate::sandbox::Daemon;
+use crate::table::Site;
 
 /// Which snapshotter and runtime the node's clients ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Stack {
     /// Ours.
     Hallmark,
@@ -37,6 +38,7 @@ impl Stack {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) kit: Kit,
+    site: Site,
     stack: Stack,
     logs: PathBuf,
     // containerd goes first: it talks to the snapshotter until the end
@@ -46,7 +48,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts the daemons and waits until they answer.
-    pub(crate) fn start(kit: &Kit, stack: Stack, logs: &Path) -> Result<Self> {
+    pub(crate) fn start(kit: &Kit, site: Site, stack: Stack, logs: &Path) -> Result<Self> {
         fs::create_dir_all(logs)?;
         files::write(Path::new("/etc/containerd/config.toml"), containerd_config(kit, stack))?;
         files::write(Path::new("/etc/cni/net.d/10-test.conflist"), NETWORK)?;
@@ -55,6 +57,7 @@ impl Node {
         }
         let mut node = Self {
             kit: kit.clone(),
+            site,
             stack,
             logs: logs.to_owned(),
             containerd: None,
@@ -161,22 +164,40 @@ impl Node {
         }
     }
 
-    /// Loads an archive as a person does.
+    /// Loads an archive as a person does; where processors are emulated, with the quicker client.
     pub(crate) fn load(&self, archive: &Path) -> Result<()> {
-        self.nerdctl(&["load", "--quiet", "--input"]).arg(archive).good()?;
+        let mut load = match self.site {
+            Site::Host => self.nerdctl(&["load", "--quiet", "--input"]),
+            Site::Guest => {
+                self.ctr(&["images", "import", "--snapshotter", self.snapshotter_name()])
+            }
+        };
+        load.arg(archive).good()?;
         Ok(())
+    }
+
+    /// A container that says something and is removed, with the same choice of client.
+    pub(crate) fn once(&self, arguments: &[&str]) -> Command {
+        let Site::Guest = self.site else {
+            return self.run(&[&["--rm"], arguments].concat());
+        };
+        let mut arguments = arguments.to_vec();
+        arguments.insert(1, "once");
+        let how = ["run", "--rm", "--snapshotter", self.snapshotter_name(), "--runtime"];
+        self.ctr(&[&how[..], &[self.runtime_name()], &arguments].concat())
     }
 
     /// Removes every container and image, and waits for the collection of what they held.
     pub(crate) fn empty(&self) -> Result<()> {
-        for id in self.nerdctl(&["ps", "--all", "--quiet", "--no-trunc"]).good()?.lines() {
-            self.nerdctl(&["rm", "--force", id]).good()?;
+        let containers = self.ctr(&["containers", "list", "--quiet"]).good()?;
+        if !containers.is_empty() {
+            let ids: Vec<&str> = containers.lines().collect();
+            self.nerdctl(&[&["rm", "--force"], &ids[..]].concat()).good()?;
         }
-        for id in self.nerdctl(&["images", "--quiet", "--no-trunc"]).good()?.lines() {
-            self.nerdctl(&["rmi", "--force", id]).ran()?;
-        }
-        for name in self.ctr(&["images", "list", "--quiet"]).good()?.lines() {
-            self.ctr(&["images", "remove", "--sync", name]).ran()?;
+        let images = self.ctr(&["images", "list", "--quiet"]).good()?;
+        if !images.is_empty() {
+            let names: Vec<&str> = images.lines().collect();
+            self.ctr(&[&["images", "remove", "--sync"], &names[..]].concat()).good()?;
         }
         Ok(())
     }
@@ -186,7 +207,8 @@ impl Node {
         let mut text = String::new();
         for name in ["snapshotter.log", "containerd.log"] {
             let log = fs::read_to_string(self.logs.join(name)).unwrap_or_default();
-            let ordinary = [" INFO ", "level=info", "level=debug", "level=warning", "inactive stream"];
+            let ordinary =
+                [" INFO ", "level=info", "level=debug", "level=warning", "inactive stream"];
             let worth: Vec<&str> = log
                 .lines()
                 .filter(|line| !ordinary.iter().any(|word| line.contains(word)))

@@ -74,7 +74,8 @@ impl Run for Command {
 
     fn logged(&mut self, log: &Path) -> Result<()> {
         let line = line(self);
-        let file = std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+        let file =
+            std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
         let status = self
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

@@ -28,6 +28,8 @@ use crate::run::Run;
 
 /// Runs this program again with `arguments` inside a sandbox, and leaves nothing of it.
 pub(crate) fn supervise(cache: &Cache, arguments: &[&str]) -> Result<ExitCode> {
+    // whoever started this may be killed without it: then it cleans up as well
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     let runs = cache.root().join("run");
     fs::create_dir_all(&runs)?;
     sweep_abandoned(&runs)?;
@@ -75,11 +77,9 @@ fn wait_for(mut child: std::process::Child, stopped: &AtomicBool) -> Result<Exit
 
 fn stop_signal() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
+    for signal in
+        [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
+    {
         signal_hook::flag::register(signal, Arc::clone(&flag)).context("catch signals")?;
     }
     Ok(flag)
@@ -155,11 +155,8 @@ fn private_directories(dir: &Path) -> Result<()> {
         let (upper, work) = (dir.join(&name), dir.join(format!("{name}.work")));
         fs::create_dir_all(&upper)?;
         fs::create_dir_all(&work)?;
-        let options = format!(
-            "lowerdir={place},upperdir={},workdir={}",
-            upper.display(),
-            work.display()
-        );
+        let options =
+            format!("lowerdir={place},upperdir={},workdir={}", upper.display(), work.display());
         mount(&["-t", "overlay", "overlay", "-o", &options, place])?;
     }
     // what a snapshotter keeps must not lie on an overlay
@@ -175,7 +172,14 @@ fn private_directories(dir: &Path) -> Result<()> {
         crate::files::set_mode(&source, if name == "tmp" { 0o1777 } else { 0o755 })?;
         bind(&source, Path::new(target))?;
     }
-    for place in ["/etc/hallmark", "/etc/containerd", "/etc/cni", "/etc/nerdctl", "/var/lib/cni", "/var/log/hallmark"] {
+    for place in [
+        "/etc/hallmark",
+        "/etc/containerd",
+        "/etc/cni",
+        "/etc/nerdctl",
+        "/var/lib/cni",
+        "/var/log/hallmark",
+    ] {
         remove_tree(Path::new(place))?;
     }
     Ok(())

@@ -12,19 +12,12 @@ use crate::node::{Node, Stack};
 use crate::trust::{self, Setting};
 
 /// Which kernel the tests meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Site {
     /// This machine, whatever its kernel has.
     Host,
     /// The guest, which has everything: a test that cannot run there has failed.
     Guest,
-}
-
-impl Site {
-    /// As said on a command line.
-    pub(crate) fn named(name: &str) -> Self {
-        if name == "guest" { Self::Guest } else { Self::Host }
-    }
 }
 
 /// What a test cannot do without.
@@ -87,7 +80,7 @@ impl Bench {
     pub(crate) fn node(&mut self) -> Result<&mut Node> {
         if self.node.is_none() {
             trust::install(&self.kit, self.site, self.setting)?;
-            self.node = Some(Node::start(&self.kit, self.stack, &self.logs)?);
+            self.node = Some(Node::start(&self.kit, self.site, self.stack, &self.logs)?);
         }
         self.node.as_mut().context("no node")
     }
@@ -177,12 +170,16 @@ fn run_one(test: &Test, bench: &mut Bench) -> Result<Counts> {
     let mut result = guarded(test, bench);
     if let Err(error) = &mut result {
         let words = bench.node.as_ref().map(Node::last_words).unwrap_or_default();
-        println!("FAIL  {} ({:.1} s)\n{error:#}\n{words}", test.name, started.elapsed().as_secs_f32());
+        println!(
+            "FAIL  {} ({:.1} s)\n{error:#}\n{words}",
+            test.name,
+            started.elapsed().as_secs_f32()
+        );
         // the next test starts on a new node; what this one left is in its own picture
-        if let Some(node) = bench.node.take() {
-            if let Err(error) = node.empty().and_then(|()| node.stop()) {
-                println!("      and its node did not stop cleanly: {error:#}");
-            }
+        if let Some(node) = bench.node.take()
+            && let Err(error) = node.empty().and_then(|()| node.stop())
+        {
+            println!("      and its node did not stop cleanly: {error:#}");
         }
         return Ok(Counts { failed: 1, ..Counts::default() });
     }

@@ -51,11 +51,6 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// A file that the guest left in the share.
-    pub(crate) fn file(&self, name: &str) -> Result<String> {
-        crate::files::text(&self.dir.join("share").join(name))
-    }
-
     fn console(&self) -> String {
         fs::read_to_string(self.dir.join("console.log")).unwrap_or_default()
     }
@@ -100,9 +95,8 @@ impl<'a> Guest<'a> {
         let pflash = |unit: u8, file: &Path, more: &str| {
             format!("if=pflash,format=raw,unit={unit},file={}{more}", file.display())
         };
-        let disk = |file: &Path, more: &str| {
-            format!("file={},if=virtio,format=raw{more}", file.display())
-        };
+        let disk =
+            |file: &Path, more: &str| format!("file={},if=virtio,format=raw{more}", file.display());
         let code = parts.tools.firmware("OVMF_CODE_4M.fd");
         let mut qemu = parts.tools.command("qemu-system-x86_64");
         qemu.args(["-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "3072"])

@@ -29,10 +29,31 @@ const ROOT_PACKAGES: &[&str] = &[
 
 /// Modules that the initramfs loads: none can be loaded once the policy denies it.
 const MODULES: &[&str] = &[
-    "virtio_blk", "9pnet_virtio", "9p", "erofs", "ext4", "overlay", "loop", "dm-mod", "dm-verity",
-    "veth", "bridge", "br_netfilter", "ip_tables", "iptable_nat", "iptable_filter", "nf_tables",
-    "nft_compat", "nft_chain_nat", "xt_MASQUERADE", "xt_comment", "xt_conntrack", "xt_addrtype",
-    "xt_nat", "xt_multiport", "xt_mark",
+    "virtio_blk",
+    "9pnet_virtio",
+    "9p",
+    "erofs",
+    "ext4",
+    "overlay",
+    "loop",
+    "dm-mod",
+    "dm-verity",
+    "veth",
+    "bridge",
+    "br_netfilter",
+    "ip_tables",
+    "iptable_nat",
+    "iptable_filter",
+    "nf_tables",
+    "nft_compat",
+    "nft_chain_nat",
+    "xt_MASQUERADE",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_addrtype",
+    "xt_nat",
+    "xt_multiport",
+    "xt_mark",
 ];
 
 /// Programs of a newer Debian, usable on this machine: QEMU, OVMF, EROFS tools.
@@ -89,7 +110,13 @@ pub(crate) struct Volume {
 
 impl Volume {
     /// Makes `<dir>/<name>.{img,hash,p7s}` of a directory and signs the root hash.
-    pub(crate) fn make(tools: &Tools, key: &Key, name: &str, from: &Path, dir: &Path) -> Result<Self> {
+    pub(crate) fn make(
+        tools: &Tools,
+        key: &Key,
+        name: &str,
+        from: &Path,
+        dir: &Path,
+    ) -> Result<Self> {
         let image = dir.join(format!("{name}.img"));
         if let Err(error) = fs::remove_file(&image) {
             anyhow::ensure!(error.kind() == std::io::ErrorKind::NotFound, "remove {name}: {error}");
@@ -162,10 +189,7 @@ fn build(tools: &Tools, key: &Key, system: &Path, dir: &Path) -> Result<()> {
     fs::copy(system.join(format!("boot/vmlinuz-{version}")), dir.join("vmlinuz"))?;
     let template = fs::read(tools.firmware("OVMF_VARS_4M.fd")).context("read OVMF's variables")?;
     let certificate = key.certificate_der()?;
-    fs::write(
-        dir.join("variables.fd"),
-        firmware::with_certificate(&template, &certificate)?,
-    )?;
+    fs::write(dir.join("variables.fd"), firmware::with_certificate(&template, &certificate)?)?;
     initramfs(system, &version, &dir.join("initramfs"))
 }
 
@@ -187,10 +211,13 @@ fn initramfs(system: &Path, version: &str, target: &Path) -> Result<()> {
         ("/usr/sbin/veritysetup", "sbin/veritysetup"),
         ("/usr/sbin/dmsetup", "sbin/dmsetup"),
     ] {
-        fs::copy(below(system, program), tree.join(place)).with_context(|| format!("copy {program}"))?;
+        fs::copy(below(system, program), tree.join(place))
+            .with_context(|| format!("copy {program}"))?;
         copy_libraries(system, program, &tree)?;
     }
-    for applet in ["sh", "cat", "cp", "echo", "mkdir", "modprobe", "mount", "poweroff", "switch_root"] {
+    for applet in
+        ["sh", "cat", "cp", "echo", "mkdir", "modprobe", "mount", "poweroff", "switch_root"]
+    {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
     }
     copy_modules(system, version, &tree)?;

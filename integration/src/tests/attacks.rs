@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -23,7 +24,11 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "attack: the top layer left out", needs: &[], run: shortened },
     Test { name: "attack: a layer added", needs: &[], run: extended },
     Test { name: "attack: one byte of a stored layer changed", needs: &[], run: flipped },
-    Test { name: "attack: files put into the upper before the first start", needs: &[], run: upper },
+    Test {
+        name: "attack: files put into the upper before the first start",
+        needs: &[],
+        run: upper,
+    },
     Test { name: "claim: counts while it is in the claims directory", needs: &[], run: claim },
     Test { name: "attack: a foreign bind over the image's programs", needs: &[], run: bind_over },
     Test { name: "audit: runs, and says what enforce would refuse", needs: &[], run: audit },
@@ -39,7 +44,7 @@ fn beside_its_twin(bench: &mut Bench, attack: &str, expected: &[&str]) -> Result
         node.load(archive)?;
     }
     twin(node)?;
-    let reason = refused(node, &["--rm", attack])?;
+    let reason = refused(node, attack)?;
     for word in expected {
         ensure!(reason.contains(word), "the refusal does not say {word:?}: {reason}");
     }
@@ -49,15 +54,20 @@ fn beside_its_twin(bench: &mut Bench, attack: &str, expected: &[&str]) -> Result
 
 /// The untouched image runs.
 pub(crate) fn twin(node: &Node) -> Result<()> {
-    let said = node.run(&["--rm", ONE]).good().context("the untouched image")?;
+    let said = node.once(&[ONE]).good().context("the untouched image")?;
     ensure!(said == "hello from one", "the untouched image says {said:?}");
     Ok(())
 }
 
-/// The whole line that a refused `nerdctl run` shows; it must leave nothing behind.
-pub(crate) fn refused(node: &Node, arguments: &[&str]) -> Result<String> {
+/// The refusal of an image.
+pub(crate) fn refused(node: &Node, image: &str) -> Result<String> {
+    refusal(node.once(&[image]))
+}
+
+/// The whole line that a refused launch shows; it must leave nothing behind.
+pub(crate) fn refusal(mut launch: Command) -> Result<String> {
     let before = Picture::take()?.without_layers();
-    let said = node.run(arguments).bad()?;
+    let said = launch.bad()?;
     let reason = said
         .lines()
         .find_map(|line| line.find("hallmark: refused:").and_then(|at| line.get(at..)))
@@ -118,19 +128,19 @@ fn flipped(bench: &mut Bench) -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3")?;
     match site {
         Site::Host => {
-            let reason = refused(node, &["--rm", ONE])?;
+            let reason = refused(node, ONE)?;
             ensure!(reason.contains("root hash"), "{reason}");
         }
         // the kernel refuses the block, and the gate the device that met one
         Site::Guest => {
-            let said = node.run(&["--rm", ONE]).bad()?;
+            let said = node.once(&[ONE]).bad()?;
             let known = ["hallmark: refused:", "nput/output error"];
             ensure!(known.iter().any(|words| said.contains(words)), "{said}");
-            let reason = refused(node, &["--rm", ONE])?;
+            let reason = refused(node, ONE)?;
             ensure!(reason.contains("corrupt") || reason.contains("status"), "{reason}");
         }
     }
-    let said = node.run(&["--rm", TWO]).good().context("another image")?;
+    let said = node.once(&[TWO]).good().context("another image")?;
     ensure!(said == "hello from two", "another image says {said:?}");
     files::flip_byte(&file, offset)?;
     fs::write("/proc/sys/vm/drop_caches", "3")?;
@@ -172,7 +182,7 @@ fn claim(bench: &mut Bench) -> Result<()> {
     let (archive, dropped) = (bench.kit.images().archive(ONE), bench.kit.claims());
     let node = bench.node()?;
     node.load(&archive)?;
-    let reason = refused(node, &["--rm", ONE])?;
+    let reason = refused(node, ONE)?;
     ensure!(reason.contains("no seal"), "{reason}");
     let mut placed = Vec::new();
     for entry in fs::read_dir(dropped)? {
@@ -186,7 +196,7 @@ fn claim(bench: &mut Bench) -> Result<()> {
     for place in placed {
         fs::remove_file(place)?;
     }
-    refused(node, &["--rm", ONE]).map(drop)
+    refused(node, ONE).map(drop)
 }
 
 fn bind_over(bench: &mut Bench) -> Result<()> {
@@ -197,7 +207,7 @@ fn bind_over(bench: &mut Bench) -> Result<()> {
     fs::create_dir_all("/tmp/evil")?;
     fs::copy(bench.kit.bin("runc"), "/tmp/evil/hello")?;
     let node = bench.node()?;
-    let reason = refused(node, &["--rm", "-v", "/tmp/evil:/bin:ro", ONE])?;
+    let reason = refusal(node.run(&["--rm", "-v", "/tmp/evil:/bin:ro", ONE]))?;
     ensure!(reason.contains("/bin") || reason.contains("/tmp/evil"), "{reason}");
     twin(node)
 }
@@ -210,17 +220,19 @@ fn audit(bench: &mut Bench) -> Result<()> {
     node.load(&archive)?;
     node.load(&attack)?;
     twin(node)?;
-    let ran = node.run(&["--rm", UNSEALED]).ran()?;
+    let ran = node.once(&[UNSEALED]).ran()?;
     match site {
         Site::Host => ensure!(ran.stdout.trim() == "hello from unsealed", "{}", ran.all()),
         // the gate lets it pass, the kernel does not
-        Site::Guest => ensure!(ran.all().to_lowercase().contains("permission denied"), "{}", ran.all()),
+        Site::Guest => {
+            ensure!(ran.all().to_lowercase().contains("permission denied"), "{}", ran.all())
+        }
     }
     let log = files::text(std::path::Path::new("/var/log/hallmark/audit.log"))?;
     let last = log.lines().last().context("the audit log is empty")?;
     ensure!(last.contains("seal"), "the audit log says {last}");
     let node = bench.set(Setting::Enforce)?;
-    refused(node, &["--rm", UNSEALED])?;
+    refused(node, UNSEALED)?;
     twin(node)
 }
 
@@ -231,7 +243,7 @@ fn commit(bench: &mut Bench) -> Result<()> {
     twin(node)?;
     node.run(&["--name", "base", ONE, "sh", "-c", "echo more > /etc/more"]).good()?;
     node.nerdctl(&["commit", "base", "example.test/committed:1"]).good()?;
-    let reason = refused(node, &["--rm", "example.test/committed:1", "cat", "/etc/more"])?;
+    let reason = refused(node, "example.test/committed:1")?;
     ensure!(reason.contains("seal"), "{reason}");
     twin(node)
 }

@@ -22,6 +22,11 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "ctr: import --local unpacks the same", needs: &[], run: import_local },
     Test { name: "python: two layers of real Debian packages", needs: &[], run: python },
     Test { name: "nginx: ten layers, one repeated, serve a page", needs: &[], run: nginx },
+    Test {
+        name: "snapshotter: killed, containers go on; started, images run",
+        needs: &[],
+        run: killed,
+    },
     Test { name: "images: two share nothing and run side by side", needs: &[], run: side_by_side },
 ];
 
@@ -58,7 +63,8 @@ fn terminal(bench: &mut Bench) -> Result<()> {
         .chain(run.get_args())
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    let line = format!("stty rows 33 cols 77; {} '{}'", words.join(" "), inside.replace('\'', "'\\''"));
+    let line =
+        format!("stty rows 33 cols 77; {} '{}'", words.join(" "), inside.replace('\'', "'\\''"));
     let said = within(60, "script")
         .env("PATH", node.kit.path())
         .args(["--quiet", "--return", "--command", &line, "/dev/null"])
@@ -88,7 +94,8 @@ fn detached(bench: &mut Bench) -> Result<()> {
     node.run(&["-d", "--name", "steady", ONE, "sh", "-c", script]).good()?;
     wait_for(|| Ok(node.nerdctl(&["logs", "steady"]).good()?.contains("up")))?;
     expect(&node.nerdctl(&["exec", "steady", "cat", "/etc/top"]).good()?, "one")?;
-    let environment = node.nerdctl(&["exec", "-e", "A=b", "-w", "/etc", "steady", "sh", "-c", "echo $A; pwd"]);
+    let environment =
+        node.nerdctl(&["exec", "-e", "A=b", "-w", "/etc", "steady", "sh", "-c", "echo $A; pwd"]);
     expect(&{ environment }.good()?, "b\n/etc")?;
     node.nerdctl(&["exec", "steady", "false"]).bad()?;
     node.nerdctl(&["stop", "steady"]).good()?;
@@ -123,13 +130,16 @@ fn inspect(bench: &mut Bench) -> Result<()> {
 
 fn stats(bench: &mut Bench) -> Result<()> {
     let node = load(bench, ONE)?;
-    let limits = ["-d", "--name", "counted", "--memory", "64m", "--cpus", "0.5", "--pids-limit", "20"];
+    let limits =
+        ["-d", "--name", "counted", "--memory", "64m", "--cpus", "0.5", "--pids-limit", "20"];
     node.run(&[&limits[..], &[ONE, "sleep", "600"]].concat()).good()?;
-    let line = node.nerdctl(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "counted"]);
+    let line =
+        node.nerdctl(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "counted"]);
     let line = { line }.good()?;
     ensure!(line.contains("64MiB") && line.ends_with(" 1"), "stats say {line:?}");
     node.nerdctl(&["update", "-m", "32m", "counted"]).good()?;
-    let line = node.nerdctl(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "counted"]).good()?;
+    let line =
+        node.nerdctl(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "counted"]).good()?;
     ensure!(line.contains("32MiB"), "after update stats say {line:?}");
     Ok(())
 }
@@ -149,7 +159,8 @@ fn writes(bench: &mut Bench) -> Result<()> {
     let node = load(bench, ONE)?;
     let change = "echo changed > /etc/top; rm /etc/bottom; mkdir /new; cat /etc/top; ls -d /new";
     expect(&node.run(&["--name", "written", ONE, "sh", "-c", change]).good()?, "changed\n/new")?;
-    let fresh = node.run(&["--rm", ONE, "sh", "-c", "cat /etc/top /etc/bottom; ls -d /new"]).ran()?;
+    let fresh =
+        node.run(&["--rm", ONE, "sh", "-c", "cat /etc/top /etc/bottom; ls -d /new"]).ran()?;
     expect(&fresh.stdout, "oneone")?;
     ensure!(!fresh.status.success(), "/new leaked into another container");
     Ok(())
@@ -218,11 +229,25 @@ fn nginx(bench: &mut Bench) -> Result<()> {
         let page = node.nerdctl(&["exec", "nginx", "bash", "-c", fetch]).ran()?;
         Ok(page.stdout.contains("hello from a sealed nginx"))
     })?;
-    let look = "cd /srv; ls; ls old; stat -c '%u %g %h' owned linked; stat -c %a sticky old; cat pointer";
+    let look =
+        "cd /srv; ls; ls old; stat -c '%u %g %h' owned linked; stat -c %a sticky old; cat pointer";
     let seen = node.nerdctl(&["exec", "nginx", "sh", "-c", look]).good()?;
     let expected = "index.html\nlinked\nold\nowned\npointer\nsticky\nnew.html\n\
                     33 33 2\n33 33 2\n4711\n750\nhello from a sealed nginx";
     expect(&seen, expected)
+}
+
+fn killed(bench: &mut Bench) -> Result<()> {
+    let node = load(bench, ONE)?;
+    node.run(&["-d", "--name", "steady", ONE, "sleep", "600"]).good()?;
+    node.kill_snapshotter()?;
+    expect(&node.nerdctl(&["exec", "steady", "cat", "/etc/top"]).good()?, "one")?;
+    node.run(&["--rm", ONE]).bad()?;
+    node.start_snapshotter()?;
+    let node = bench.node()?;
+    // containerd's connection comes back in up to three seconds
+    wait_for(|| Ok(node.once(&[ONE]).ran()?.stdout.contains("hello from one")))?;
+    expect(&node.nerdctl(&["exec", "steady", "cat", "/etc/top"]).good()?, "one")
 }
 
 fn side_by_side(bench: &mut Bench) -> Result<()> {

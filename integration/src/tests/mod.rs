@@ -2,12 +2,13 @@
 
 pub(crate) mod attacks;
 mod clients;
+pub(crate) mod kernel;
 
 use crate::table::Test;
 
 /// Every test, in the order in which they are run.
 pub(crate) fn all() -> Vec<Test> {
-    clients::TESTS.iter().chain(attacks::TESTS).map(copy).collect()
+    clients::TESTS.iter().chain(attacks::TESTS).chain(kernel::TESTS).map(copy).collect()
 }
 
 fn copy(test: &Test) -> Test {
