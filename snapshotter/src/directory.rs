@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 
 const BLOCK: usize = 512;
 const OVERLAY: &[u8] = b"trusted.overlay.";
+/// Directories inside each other: each level keeps two descriptors and a piece of the stack, and a container makes as
+/// many as it likes. The packer takes twice as many.
+const MAX_DEPTH: usize = 256;
 
 /// Writes the tar of an upper directory, end of archive included.
 pub(crate) fn write_tar(upper: &Path, tar: impl Write) -> Result<()> {
@@ -89,6 +92,10 @@ impl<W: Write> Writer<W> {
     }
 
     fn children(&mut self, directory: &OwnedFd, path: &Path) -> Result<()> {
+        if path.components().count() > MAX_DEPTH {
+            let found = "more than 256 directories inside each other";
+            return Err(Error::Untarable { path: self.upper.join(path), found });
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = rustix::fs::openat(directory, ".", flags, Mode::empty())
             .map_err(self.errno("open", path))?;
@@ -403,5 +410,20 @@ mod tests {
             let stated: usize = text.split(' ').next().unwrap().parse().unwrap();
             assert_eq!(stated, pax.0.len());
         }
+    }
+
+    #[test]
+    fn a_directory_deeper_than_any_layer_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = rustix::fs::open(directory.path(), flags, Mode::empty()).unwrap();
+        let mut here = top;
+        for _ in 0..2000 {
+            rustix::fs::mkdirat(&here, "d", Mode::RWXU).unwrap();
+            here = rustix::fs::openat(&here, "d", flags, Mode::empty()).unwrap();
+        }
+        let error = write_tar(directory.path(), std::io::sink()).unwrap_err();
+        assert!(error.to_string().contains("more than 256 directories"), "{error}");
+        crate::removal::remove_tree(&directory.path().join("d")).unwrap();
     }
 }

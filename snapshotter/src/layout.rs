@@ -165,14 +165,6 @@ pub(crate) fn write_file(directory: &Path, name: &str, bytes: &[u8]) -> Result<(
     unfinished.publish(name)
 }
 
-/// Removes a directory with all that is in it; one that is not there is fine.
-pub(crate) fn remove_tree(directory: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(Error::io(format!("rm -r {}", directory.display()))),
-    }
-}
-
 /// Removes a file; one that is not there is fine.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {

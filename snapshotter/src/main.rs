@@ -24,6 +24,7 @@ mod mounts;
 mod pack;
 mod proto;
 mod reclaim;
+mod removal;
 mod service;
 mod snapshotter;
 mod store;

@@ -24,6 +24,7 @@ use crate::activate::{file_name, remove_device, remove_mount_point, unmount_lowe
 use crate::error::{Error, Result, chain};
 use crate::layout::{self, Layout, image_name};
 use crate::mountinfo::{self, Mounted};
+use crate::removal::remove_tree;
 use crate::store::{Layer, Store};
 
 /// The name of every device-mapper device of ours begins so.
@@ -238,7 +239,7 @@ pub(crate) fn remove_orphans(directory: &Path, names: &HashSet<String>) -> Resul
         let orphan = directory.join(name);
         tracing::info!("{} is of nothing in the database: removed", orphan.display());
         let is_directory = std::fs::symlink_metadata(&orphan).is_ok_and(|meta| meta.is_dir());
-        if is_directory { layout::remove_tree(&orphan)? } else { layout::remove_file(&orphan)? }
+        if is_directory { remove_tree(&orphan)? } else { layout::remove_file(&orphan)? }
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ use crate::mounts;
 use crate::pack::{self, Flights, Fresh};
 use crate::proto::types::{Descriptor, Mount};
 use crate::reclaim;
+use crate::removal::remove_tree;
 use crate::store::{Commit, Kind, Labels, Layer, New, Snapshot, Store};
 use crate::usage::{self, Usage, Walks};
 
@@ -96,7 +97,7 @@ impl Snapshotter {
             let removed = self
                 .store
                 .remove(key)
-                .and_then(|_| layout::remove_tree(&self.layout.snapshot(snapshot.id)));
+                .and_then(|_| remove_tree(&self.layout.snapshot(snapshot.id)));
             if let Err(error) = removed {
                 tracing::warn!("undo of snapshot {key:?}: {}", chain(&error));
             }
@@ -161,7 +162,7 @@ impl Snapshotter {
 
     fn directories(&self, id: u64) -> Result<()> {
         // a number whose transaction was not committed is given again, and what was made for it may be there still
-        layout::remove_tree(&self.layout.snapshot(id))?;
+        remove_tree(&self.layout.snapshot(id))?;
         for (path, mode) in [
             (self.layout.snapshot(id), 0o700),
             (self.layout.upper(id), 0o755),
@@ -344,7 +345,7 @@ impl Snapshotter {
     /// Removes the directory of a snapshot that is no more. The call that did it has succeeded: what is left is
     /// told here, and goes at the next cleanup or start.
     fn discard(&self, id: u64) {
-        if let Err(error) = layout::remove_tree(&self.layout.snapshot(id)) {
+        if let Err(error) = remove_tree(&self.layout.snapshot(id)) {
             tracing::warn!("{}", chain(&error));
         }
     }

@@ -52,13 +52,14 @@ pub(crate) fn of_file(path: &Path) -> Result<Usage> {
     Ok(Usage { size: meta.blocks().saturating_mul(512), inodes: 1 })
 }
 
-/// What comes and goes while we walk is counted or not: nobody can say which is right.
+/// What comes and goes while we walk is counted or not: nobody can say which is right. What a container buried deeper
+/// than a path can reach is not counted either.
 fn walk(directory: &Path) -> Result<Usage> {
     let (mut usage, mut seen) = (Usage::default(), HashSet::new());
     let mut left = vec![directory.to_owned()];
     while let Some(path) = left.pop() {
         let meta = match std::fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if is_unreachable(&error) => continue,
             meta => meta.map_err(Error::io(format!("stat {}", path.display())))?,
         };
         if seen.insert((meta.dev(), meta.ino())) {
@@ -69,7 +70,7 @@ fn walk(directory: &Path) -> Result<Usage> {
             continue;
         }
         match std::fs::read_dir(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if is_unreachable(&error) => {}
             entries => {
                 let entries = entries.map_err(Error::io(format!("list {}", path.display())))?;
                 left.extend(entries.flatten().map(|entry| entry.path()));
@@ -77,6 +78,11 @@ fn walk(directory: &Path) -> Result<Usage> {
         }
     }
     Ok(usage)
+}
+
+fn is_unreachable(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidFilename, NotFound};
+    matches!(error.kind(), NotFound | InvalidFilename)
 }
 
 #[cfg(test)]
@@ -104,5 +110,20 @@ mod tests {
         std::fs::write(directory.path().join("file"), "x").unwrap();
         assert_eq!(walks.of(1, directory.path()).unwrap(), first);
         assert_eq!(walks.of(2, directory.path()).unwrap().inodes, first.inodes + 1);
+    }
+
+    #[test]
+    fn what_no_path_reaches_spoils_nothing() {
+        use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+        let directory = tempfile::tempdir().unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut here = openat(CWD, directory.path(), flags, Mode::empty()).unwrap();
+        let name = "d".repeat(200);
+        for _ in 0..30 {
+            mkdirat(&here, name.as_str(), Mode::RWXU).unwrap();
+            here = openat(&here, name.as_str(), flags, Mode::empty()).unwrap();
+        }
+        let inodes = walk(directory.path()).unwrap().inodes;
+        assert!((15..31).contains(&inodes), "{inodes}");
     }
 }
