@@ -49,7 +49,7 @@ use handover::{Rootfs, Upper};
 use overlay::{Parts, Warrant};
 use refusal::Case;
 use stack::{Judge, Lower};
-use upper::Writable;
+use upper::{Start, Writable};
 
 pub use hallmark_trust::config::PATH as CONFIG_PATH;
 pub use hardening::{CgroupNamespace, Hardening, Memory};
@@ -201,49 +201,75 @@ fn judged(
     rootfs: &Rootfs,
 ) -> Result<Launch> {
     same_label(rootfs.context.as_deref(), request.mount_label)?;
-    let gate = &loaded.config.gate;
     let proc = Procfs::open().map_err(|e| Error::system(chain(&e)))?;
+    let built = build(request, &mut findings, judge, rootfs, &proc)?;
+    mounts::weigh_specification(&mut findings, &loaded.config.gate, request)?;
+    let image = mounts::Image::new(&proc, built.mount.as_fd(), request)?;
+    let mounts = image.weigh_mounts(&mut findings, judge, request)?;
+    // only now: a launch that was refused is no first start
+    if let Some((writable, stack)) = built.first_start {
+        writable.note(stack)?;
+    }
+    let outcome = if findings.is_clean() { Outcome::Permitted } else { Outcome::Audit };
+    Ok(Launch {
+        rootfs: Some(built.mount),
+        verdict: verdict(outcome, &findings.case, built.layers),
+        hardening: Hardening::of(findings.mode()),
+        warnings: findings.into_warnings(),
+        mounts,
+    })
+}
+
+/// A root file system that may be attached.
+struct Built {
+    mount: OwnedFd,
+    layers: Vec<RootHash>,
+    /// The upper that has yet to be noted as that of a stack.
+    first_start: Option<(Writable, StackId)>,
+}
+
+fn build(
+    request: &Request<'_>,
+    findings: &mut Findings,
+    judge: &Judge<'_>,
+    rootfs: &Rootfs,
+    proc: &Procfs,
+) -> Result<Built> {
     let lowers = rootfs.lowers.iter().map(|name| Lower::open(name)).collect::<Result<Vec<_>>>()?;
-    let (mount, layers) = match &rootfs.upper {
+    let writable = match &rootfs.upper {
         Some(Upper::Plain(directory)) => {
             let pass = findings.pass(Refusal::NoLayers { found: directory.clone() })?;
             let directory = Lower::open(directory)?;
-            (overlay::plain(pass, directory.fd.as_fd(), rootfs.access)?, Vec::new())
+            let mount = overlay::plain(pass, directory.fd.as_fd(), rootfs.access)?;
+            return Ok(Built { mount, layers: Vec::new(), first_start: None });
         }
-        upper => {
-            let judged = judge.judge(&proc, &lowers, request.args, request.env)?;
-            findings.case.evidence = judged.evidence;
-            findings.case.image = judged.image;
-            let warrant = match judged.result {
-                Ok(permit) => Warrant::Permit(permit),
-                Err(refusal) => Warrant::Audit(findings.pass(refusal)?),
-            };
-            let writable = match upper {
-                Some(Upper::Overlay { upper, work }) => Some(Writable::open(upper, work)?),
-                _ => None,
-            };
-            if let (Warrant::Permit(permit), Some(writable)) = (&warrant, &writable) {
-                findings.weigh(writable.belongs_to(StackId::of(permit.stack()))?)?;
-            }
-            let parts = Parts {
-                lowers: &lowers,
-                writable: writable.as_ref(),
-                label: request.mount_label,
-                durability: rootfs.durability,
-                access: rootfs.access,
-                id_maps: rootfs.id_maps.as_ref(),
-            };
-            (overlay::build(warrant, &proc, &parts)?, judged.stack)
-        }
+        Some(Upper::Overlay { upper, work }) => Some((upper, work)),
+        None => None,
     };
-    mounts::weigh_specification(&mut findings, gate, request)?;
-    let image = mounts::Image::new(&proc, mount.as_fd(), request)?;
-    let mounts = image.weigh_mounts(&mut findings, judge, request)?;
-    let outcome = if findings.is_clean() { Outcome::Permitted } else { Outcome::Audit };
-    let verdict = verdict(outcome, &findings.case, layers);
-    let hardening = Hardening::of(findings.mode());
-    let warnings = findings.into_warnings();
-    Ok(Launch { rootfs: Some(mount), verdict, warnings, mounts, hardening })
+    let judged = judge.judge(proc, &lowers, request.args, request.env)?;
+    findings.case.evidence = judged.evidence;
+    findings.case.image = judged.image;
+    let warrant = match judged.result {
+        Ok(permit) => Warrant::Permit(permit),
+        Err(refusal) => Warrant::Audit(findings.pass(refusal)?),
+    };
+    let writable = writable.map(|(upper, work)| Writable::open(upper, work)).transpose()?;
+    let mut first = None;
+    if let (Warrant::Permit(permit), Some(writable)) = (&warrant, &writable) {
+        let stack = StackId::of(permit.stack());
+        let start = findings.weigh(writable.belongs_to(stack)?)?;
+        first = (start == Some(Start::First)).then_some(stack);
+    }
+    let parts = Parts {
+        lowers: &lowers,
+        writable: writable.as_ref(),
+        label: request.mount_label,
+        durability: rootfs.durability,
+        access: rootfs.access,
+        id_maps: rootfs.id_maps.as_ref(),
+    };
+    let mount = overlay::build(warrant, proc, &parts)?;
+    Ok(Built { mount, layers: judged.stack, first_start: writable.zip(first) })
 }
 
 /// A root file system that the caller mounted: nobody can say what it is made of.

@@ -266,3 +266,17 @@ fn mounts_may_cover_data_and_not_code() {
         }
     });
 }
+
+#[test]
+fn a_launch_that_was_refused_is_no_first_start() {
+    privately(|dir| {
+        let world = World::new(dir).fresh();
+        let mut refused = world.clone();
+        refused.hooks.push("/opt/evil".into());
+        assert!(refused.refused().contains("/opt/evil"));
+        fs::write(world.upper().join("planted"), "").unwrap();
+        assert!(world.refused().contains("holds planted before the first start"));
+        fs::remove_file(world.upper().join("planted")).unwrap();
+        world.launch().unwrap();
+    });
+}

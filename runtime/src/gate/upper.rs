@@ -22,6 +22,15 @@ const OVERLAY: &[u8] = b"trusted.overlay.";
 const HARMLESS: [&[u8]; 3] =
     [b"trusted.overlay.impure", b"trusted.overlay.origin", b"trusted.overlay.uuid"];
 
+/// Whether the container wrote to its upper already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// It was never started: [`Writable::note`] has to be called before it is.
+    First,
+    /// It may go on with what it wrote.
+    Later,
+}
+
 /// An upper and a work directory that are open.
 #[derive(Debug)]
 pub(super) struct Writable {
@@ -51,16 +60,16 @@ impl Writable {
         Err(Error::system(format!("upper {name}: another directory in another mount namespace")))
     }
 
-    /// Whether the container may go on with what it wrote; at its first start, the stack is noted.
+    /// Whether the container may go on with what it wrote, or has written nothing.
     ///
     /// # Errors
     /// The file system has no `trusted.` attributes, or could not be read.
-    pub(super) fn belongs_to(&self, stack: StackId) -> Result<std::result::Result<(), Refusal>> {
+    pub(super) fn belongs_to(&self, stack: StackId) -> Result<std::result::Result<Start, Refusal>> {
         let shown = self.name.display();
         if let Some(found) = self.noted().context(|| format!("work directory of {shown}"))? {
             let expected = stack.to_string();
             if found == expected.as_bytes() {
-                return Ok(Ok(()));
+                return Ok(Ok(Start::Later));
             }
             let found = String::from_utf8_lossy(&found).into_owned();
             let upper = self.name.clone();
@@ -69,9 +78,16 @@ impl Writable {
         if let Some(found) = first_entry(&self.upper).context(|| format!("upper {shown}"))? {
             return Ok(Err(Refusal::UpperNotEmpty { upper: self.name.clone(), found }));
         }
+        Ok(Ok(Start::First))
+    }
+
+    /// Notes on which stack the container writes from now on.
+    ///
+    /// # Errors
+    /// The kernel's; EEXIST if another launch was faster.
+    pub(super) fn note(&self, stack: StackId) -> Result<()> {
         rustix::fs::fsetxattr(&self.work, STACK, stack.to_string().as_bytes(), XattrFlags::CREATE)
-            .context(|| format!("fsetxattr(work directory of {shown}, {STACK})"))?;
-        Ok(Ok(()))
+            .context(|| format!("fsetxattr(work of {}, {STACK})", self.name.display()))
     }
 
     fn noted(&self) -> std::result::Result<Option<Vec<u8>>, Errno> {
