@@ -105,7 +105,9 @@ pub struct MountRequest {
 pub enum MountKind {
     /// Files of the host.
     Bind,
-    /// A file system of its own.
+    /// A file system by its type, which brings the files that somebody put into it: a disk's, an overlay's, a server's.
+    Filled,
+    /// A file system that begins with nothing, or with what the kernel shows.
     Other,
 }
 

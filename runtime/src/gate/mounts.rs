@@ -3,7 +3,7 @@
 //! A mount is **verified** if its source is itself a layer that the gate permits (an image volume); it may then hold
 //! code. Any other mount must not take the place of the image's code. Where the kernel controls execution it decides
 //! about the rest: a host's `tini` on a signed volume may be bound in and started. Where it does not, an unverified
-//! bind is made `noexec`, and must not hold the program that is started.
+//! bind, and a file system that somebody filled, is made `noexec` and must not hold the program that is started.
 //!
 //! Code is what lies in the directories of [`CODE`], what is executable, and the program itself. Data of an image
 //! may be covered: containers live from configuration and volumes mounted over it.
@@ -118,7 +118,7 @@ impl<'a> Image<'a> {
                 findings.weigh(self.may_be_unverified(mount, exec_control)?)?;
             }
             decisions.push(match mount.kind {
-                MountKind::Bind
+                MountKind::Bind | MountKind::Filled
                     if !verified
                         && exec_control == ExecControl::LaunchOnly
                         && findings.mode() == Enforcement::Enforce =>
@@ -232,7 +232,8 @@ fn programs(args: &[String], env: &[String]) -> Vec<PathBuf> {
     if program.is_absolute() {
         return vec![plain(program)];
     }
-    let path = env.iter().find_map(|variable| variable.strip_prefix("PATH="));
+    // the last of several counts
+    let path = env.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
     let directories = path.unwrap_or_default().split(':').map(Path::new);
     let absolute = directories.filter(|directory| directory.is_absolute());
     absolute.map(|directory| plain(&directory.join(program))).collect()
@@ -267,7 +268,7 @@ mod tests {
     #[test]
     fn a_program_is_looked_for_as_execvpe_does() {
         let text = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
-        let env = text(&["A=b", "PATH=/usr/bin::relative:/bin/../sbin"]);
+        let env = text(&["A=b", "PATH=/opt", "PATH=/usr/bin::relative:/bin/../sbin"]);
         let path = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
         assert_eq!(programs(&text(&["/a//b/../c", "x"]), &env), path(&["/a/c"]));
         assert_eq!(programs(&text(&["app"]), &env), path(&["/usr/bin/app", "/sbin/app"]));

@@ -237,13 +237,15 @@ fn mounts_may_cover_data_and_not_code() {
         claim(dir, &[sealed]);
         let file = dir.join("a.tree/etc/conf");
         let tree = dir.join("a.tree");
-        let rows: [(&Path, &str, MountKind, Option<MountDecision>); 14] = [
+        let rows: [(&Path, &str, MountKind, Option<MountDecision>); 16] = [
             (&file, "/etc/conf", MountKind::Bind, Some(MountDecision::NoExec)),
             (&file, "/etc/hosts", MountKind::Bind, Some(MountDecision::NoExec)),
             (&tree, "/srv/www", MountKind::Bind, Some(MountDecision::NoExec)),
             (&tree, "/usr/bin/newdir", MountKind::Bind, Some(MountDecision::NoExec)),
             (&volume, "/usr/bin", MountKind::Bind, Some(MountDecision::Keep)),
             (Path::new("proc"), "/proc", MountKind::Other, Some(MountDecision::Keep)),
+            (Path::new("/dev/vdb"), "/srv/www", MountKind::Filled, Some(MountDecision::NoExec)),
+            (Path::new("overlay"), "/usr/bin", MountKind::Filled, None),
             (&file, "/etc/conf/below/a/file", MountKind::Bind, Some(MountDecision::NoExec)),
             (&tree, "usr/bin", MountKind::Bind, None),
             (&tree, "/usr", MountKind::Bind, None),

@@ -78,7 +78,12 @@ pub(super) fn judge(request: &Request, plan: &mut Plan) -> Result<Judged> {
 fn asked(mount: &crate::spec::MountPlan) -> MountRequest {
     let kind = match mount.kind {
         MountKind::Bind(_) => gate::MountKind::Bind,
-        _ => gate::MountKind::Other,
+        MountKind::Other(_) => gate::MountKind::Filled,
+        MountKind::Cgroup
+        | MountKind::Mqueue
+        | MountKind::Proc
+        | MountKind::Sysfs
+        | MountKind::Tmpfs(_) => gate::MountKind::Other,
     };
     MountRequest {
         destination: mount.destination.clone().into(),
