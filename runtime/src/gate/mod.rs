@@ -132,6 +132,8 @@ pub struct Launch {
     pub warnings: Vec<String>,
     /// One for each mount of the request, in order.
     pub mounts: Vec<MountDecision>,
+    /// For each mount, the volume that was judged and found verified: to be bound, not what its name leads to by now.
+    pub volumes: Vec<Option<OwnedFd>>,
     /// To be applied, all of it.
     pub hardening: Hardening,
 }
@@ -207,7 +209,7 @@ fn judged(
     let built = build(request, &mut findings, judge, rootfs, &proc)?;
     mounts::weigh_specification(&mut findings, &loaded.config.gate, request)?;
     let image = mounts::Image::new(&proc, built.mount.as_fd(), request)?;
-    let mounts = image.weigh_mounts(&mut findings, judge, request)?;
+    let (mounts, volumes) = image.weigh_mounts(&mut findings, judge, request)?;
     // only now: a launch that was refused is no first start
     if let Some((writable, stack)) = built.first_start {
         writable.note(stack)?;
@@ -219,6 +221,7 @@ fn judged(
         hardening: Hardening::of(findings.mode()),
         warnings: findings.into_warnings(),
         mounts,
+        volumes,
     })
 }
 
@@ -289,6 +292,7 @@ fn not_judged(
         hardening: Hardening::of(findings.mode()),
         warnings: findings.into_warnings(),
         mounts: vec![MountDecision::Keep; request.mounts.len()],
+        volumes: request.mounts.iter().map(|_| None).collect(),
     })
 }
 

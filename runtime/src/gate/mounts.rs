@@ -100,7 +100,7 @@ impl<'a> Image<'a> {
         Ok(image)
     }
 
-    /// Decides on every mount, in the specification's order.
+    /// Decides on every mount, in the specification's order, and keeps the volumes that were found verified.
     ///
     /// # Errors
     /// Under enforce: the refusal of the first that is not acceptable.
@@ -109,17 +109,18 @@ impl<'a> Image<'a> {
         findings: &mut Findings,
         judge: &Judge<'_>,
         request: &Request<'_>,
-    ) -> Result<Vec<MountDecision>> {
+    ) -> Result<(Vec<MountDecision>, Vec<Option<OwnedFd>>)> {
         let mut decisions = Vec::with_capacity(request.mounts.len());
+        let mut volumes = Vec::with_capacity(request.mounts.len());
         for mount in request.mounts {
-            let verified = self.is_verified(judge, mount)?;
+            let verified = self.verified(judge, mount)?;
             let exec_control = findings.case.exec_control;
-            if !verified {
+            if verified.is_none() {
                 findings.weigh(self.may_be_unverified(mount, exec_control)?)?;
             }
             decisions.push(match mount.kind {
                 MountKind::Bind | MountKind::Filled
-                    if !verified
+                    if verified.is_none()
                         && exec_control == ExecControl::LaunchOnly
                         && findings.mode() == Enforcement::Enforce =>
                 {
@@ -127,20 +128,24 @@ impl<'a> Image<'a> {
                 }
                 _ => MountDecision::Keep,
             });
+            volumes.push(verified);
         }
-        Ok(decisions)
+        Ok((decisions, volumes))
     }
 
-    /// Whether the source is a layer that may be launched by itself.
-    fn is_verified(&self, judge: &Judge<'_>, mount: &MountRequest) -> Result<bool> {
+    /// The source, if it is a layer that may be launched by itself.
+    fn verified(&self, judge: &Judge<'_>, mount: &MountRequest) -> Result<Option<OwnedFd>> {
         let (MountKind::Bind, Some(source)) = (mount.kind, &mount.source) else {
-            return Ok(false);
+            return Ok(None);
         };
-        let Ok(lower) = Lower::open(source) else { return Ok(false) };
+        let Ok(lower) = Lower::open(source) else { return Ok(None) };
         if !is_erofs(lower.fd.as_fd())? {
-            return Ok(false);
+            return Ok(None);
         }
-        Ok(judge.judge(self.proc, &[lower], &[], &[])?.result.is_ok())
+        let volume = [lower];
+        let permitted = judge.judge(self.proc, &volume, &[], &[])?.result.is_ok();
+        let [lower] = volume;
+        Ok(permitted.then_some(lower.fd))
     }
 
     fn may_be_unverified(

@@ -4,6 +4,7 @@
 //! a row. Before and after every row the untouched container is launched as well.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hallmark_trust::Enforcement;
@@ -266,6 +267,27 @@ fn mounts_may_cover_data_and_not_code() {
                 None => assert!(world.refused().contains("hides code"), "{destination}"),
             }
         }
+    });
+}
+
+#[test]
+fn a_verified_volume_is_bound_as_it_was_judged() {
+    privately(|dir| {
+        let world = World::new(dir);
+        let (volume, sealed) = layer(dir, "v", "mkdir bin && touch bin/tool");
+        claim(dir, &[sealed]);
+        let mut world = world.fresh();
+        world.mount(&volume, "/usr/bin", MountKind::Bind);
+        world.mount(&dir.join("a.tree"), "/srv/www", MountKind::Bind);
+        let launched = world.launch().unwrap();
+        let judged = fs::metadata(&volume).unwrap();
+        // swapped after the judgement, before the mount
+        sh(&format!("mount --bind {0}/b.tree {0}/v", dir.display()));
+        let [Some(kept), None] = launched.volumes.as_slice() else {
+            panic!("{:?}", launched.volumes);
+        };
+        let kept = rustix::fs::fstat(kept).unwrap();
+        assert_eq!((kept.st_dev, kept.st_ino), (judged.dev(), judged.ino()));
     });
 }
 

@@ -27,17 +27,20 @@ pub(crate) enum Content {
 
 /// Opens the source of every bind mount of `plan` and copies its mount, while the host's paths and rights are at hand.
 ///
+/// `volumes`: for each mount, what the gate judged, which is bound whatever the name of the source leads to by now.
 /// `user_namespace` makes one with the given maps, for id-mapped mounts.
 ///
 /// # Errors
 /// A source that is not there; an id map that the kernel refuses.
 pub(crate) fn open_binds(
     plan: &Plan,
+    volumes: Vec<Option<OwnedFd>>,
     user_namespace: impl Fn(&IdMaps) -> Result<OwnedFd>,
 ) -> Result<Vec<Option<Bind>>> {
     plan.mounts
         .iter()
-        .map(|mount| {
+        .zip(volumes)
+        .map(|(mount, volume)| {
             let MountKind::Bind(extent) = mount.kind else { return Ok(None) };
             let source = mount.source.as_deref().unwrap_or_else(|| std::path::Path::new("/"));
             let what = || {
@@ -47,7 +50,12 @@ pub(crate) fn open_binds(
                     mount.destination
                 )
             };
-            let bind = open_bind(source, extent, plan.root_propagation).context(what)?;
+            let bind = match volume {
+                // nothing was mounted beneath it when it was judged
+                Some(volume) => copy(&volume, Extent::Mount, plan.root_propagation),
+                None => open_bind(source, extent, plan.root_propagation),
+            }
+            .context(what)?;
             if let Some(id_map) = &mount.id_map {
                 translate(&bind, id_map, plan, &user_namespace).context(what)?;
             }
@@ -64,12 +72,16 @@ fn open_bind(
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(CWD, source, flags, Mode::empty())
         .context(|| format!("open {}", source.display()))?;
-    let mode = rustix::fs::fstat(&fd).context(|| "fstat")?.st_mode;
+    copy(&fd, extent, root)
+}
+
+fn copy(fd: &OwnedFd, extent: Extent, root: Option<RootPropagation>) -> Result<Bind> {
+    let mode = rustix::fs::fstat(fd).context(|| "fstat")?.st_mode;
     let kind = match FileType::from_raw_mode(mode) {
         FileType::Directory => PointKind::Directory,
         _ => PointKind::File,
     };
-    let magic = rustix::fs::fstatfs(&fd).context(|| "fstatfs")?.f_type;
+    let magic = rustix::fs::fstatfs(fd).context(|| "fstatfs")?.f_type;
     let tree = clone_tree(fd.as_fd(), extent)?;
     // what is mounted inside the container later must not show on the host, unless the whole root is to be shared
     let (propagation, extent) = match root {
@@ -122,5 +134,31 @@ fn copy_flags(extent: Extent) -> OpenTreeFlags {
     match extent {
         Extent::Mount => one,
         Extent::Tree => one | OpenTreeFlags::AT_RECURSIVE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::minimal;
+    use serde_json::json;
+
+    #[test]
+    fn a_judged_volume_is_bound_whatever_its_name_leads_to() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (judged, swapped) = (dir.path().join("judged"), dir.path().join("swapped"));
+        std::fs::create_dir(&judged).unwrap();
+        std::fs::create_dir(&swapped).unwrap();
+        let bind = |at: &str| json!({"destination": at, "source": &swapped, "type": "bind"});
+        let plan = minimal(|c| c["mounts"] = json!([bind("/a"), bind("/b")])).unwrap();
+        let volumes = vec![Some(OwnedFd::from(std::fs::File::open(&judged).unwrap())), None];
+        let none = |_: &IdMaps| Err(crate::error::Error::spec("no maps"));
+        let binds = open_binds(&plan, volumes, none).unwrap();
+        let inode = |bind: &Option<Bind>| rustix::fs::fstat(&bind.as_ref().unwrap().tree);
+        let expected = [&judged, &swapped].map(|path| rustix::fs::stat(path).unwrap().st_ino);
+        assert_eq!([&binds[0], &binds[1]].map(|bind| inode(bind).unwrap().st_ino), expected);
     }
 }

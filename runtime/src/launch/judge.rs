@@ -22,6 +22,8 @@ const DEVICE_MAPPER_CONTROL: (u32, u32) = (10, 236);
 pub(super) struct Judged {
     /// The judged root, detached.
     pub(super) rootfs: Option<OwnedFd>,
+    /// For each mount of the plan, the verified volume that it binds.
+    pub(super) volumes: Vec<Option<OwnedFd>>,
     pub(super) hardening: Hardening,
     /// For state.json.
     pub(super) verdict: Value,
@@ -47,11 +49,11 @@ pub(super) fn judge(request: &Request, plan: &mut Plan) -> Result<Judged> {
         mounts: &mounts,
         hooks: &hooks,
     })?;
-    if launch.mounts.len() != plan.mounts.len() {
+    let found = (launch.mounts.len(), launch.volumes.len());
+    let expected = plan.mounts.len();
+    if found != (expected, expected) {
         return Err(Error::system(format!(
-            "gate: found {} decisions on mounts, expected {}",
-            launch.mounts.len(),
-            plan.mounts.len()
+            "gate: found {found:?} decisions on mounts and volumes, expected {expected} of each"
         )));
     }
     for (mount, decision) in plan.mounts.iter_mut().zip(&launch.mounts) {
@@ -68,6 +70,7 @@ pub(super) fn judge(request: &Request, plan: &mut Plan) -> Result<Judged> {
     }
     Ok(Judged {
         rootfs: launch.rootfs,
+        volumes: launch.volumes,
         hardening: hardening(&launch.hardening)?,
         verdict: serde_json::to_value(&launch.verdict)?,
         warnings: launch.warnings,

@@ -191,7 +191,7 @@ fn shown_cgroups(plan: &Plan, procfs: &Procfs, cgroup: &Cgroup) -> Result<Option
 
 fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
     let procfs = Procfs::open()?;
-    let judged = judge::judge(request, plan)?;
+    let mut judged = judge::judge(request, plan)?;
     for warning in &judged.warnings {
         log.warning(warning);
     }
@@ -199,7 +199,8 @@ fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
     rustix::fs::open(&plan.rootfs, flags, Mode::empty())
         .context(|| format!("rootfs {}", plan.rootfs.display()))?;
     let joined = init::open_joined(&plan.namespaces.joined)?;
-    let binds = init::open_binds(plan, |maps| settle::user_namespace(maps, &procfs))?;
+    let volumes = std::mem::take(&mut judged.volumes);
+    let binds = init::open_binds(plan, volumes, |maps| settle::user_namespace(maps, &procfs))?;
     let filter = plan.seccomp.as_ref().map(compile).transpose()?;
     Ok(Prepared { procfs, judged, joined, binds, filter })
 }
