@@ -14,10 +14,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::cache::{Cache, is_there, remove_tree, source_root};
+use crate::cache::{Cache, is_there, source_root};
 use crate::components::Components;
 use crate::images::{Images, file_name};
 use crate::run::Run;
+use crate::sandbox;
 use crate::seals;
 use crate::signing::Key;
 use crate::table::Site;
@@ -42,8 +43,7 @@ impl Kit {
     /// Puts components, images and freshly built programs together.
     pub(crate) fn assemble(cache: &Cache, programs: &[&str]) -> Result<Self> {
         let (parts, images) = (Components::build(cache)?, Images::build(cache)?);
-        let kit = Self { root: cache.root().join("kit") };
-        remove_tree(&kit.root)?;
+        let kit = Self { root: sandbox::own_directory(cache).join("kit") };
         for dir in ["bin", "cni", "config", "images", "trust", "sealed", "attacks"] {
             fs::create_dir_all(kit.root.join(dir))?;
         }

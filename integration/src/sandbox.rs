@@ -33,15 +33,19 @@ pub(crate) fn supervise(cache: &Cache, arguments: &[&str]) -> Result<ExitCode> {
     let runs = cache.root().join("run");
     fs::create_dir_all(&runs)?;
     sweep_abandoned(&runs)?;
-    let name = std::process::id().to_string();
-    let dir = runs.join(&name);
+    let dir = own_directory(cache);
     fs::create_dir_all(&dir)?;
     let stopped = stop_signal()?;
     let result = wait_for(start(&dir, arguments)?, &stopped);
-    let swept = sweep(&dir, &group_of(&name));
+    let swept = sweep(&dir, &group_of(&std::process::id().to_string()));
     let code = result?;
     swept?;
     Ok(code)
+}
+
+/// Where this process may put what its run needs; removed with the run.
+pub(crate) fn own_directory(cache: &Cache) -> PathBuf {
+    cache.root().join("run").join(std::process::id().to_string())
 }
 
 fn start(dir: &Path, arguments: &[&str]) -> Result<std::process::Child> {
