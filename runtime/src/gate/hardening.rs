@@ -1,10 +1,11 @@
 //! What `enforce` adds to every container, privileged ones too.
 //!
 //! Why each: [`Memory::DenyWriteExecute`] closes private mappings of signed files that are written to and run (IPE
-//! judges the file, not the page); a holder of CAP_MAC_ADMIN switches IPE off, CAP_MAC_OVERRIDE leaves its label,
-//! CAP_SYS_MODULE adds kernel code; whoever opens device-mapper's control node can forge a "signed" volume, and a
-//! container in the host's cgroup namespace can leave the cgroup on which that is denied. The denial belongs on the
-//! *parent* cgroup: a program on the container's own can be detached from inside.
+//! judges the file, not the page), and PTRACE_POKETEXT, which writes through a read-only mapping; a holder of
+//! CAP_MAC_ADMIN switches IPE off, CAP_MAC_OVERRIDE leaves its label, CAP_SYS_MODULE adds kernel code; whoever opens
+//! device-mapper's control node can forge a "signed" volume, and a container in the host's cgroup namespace can leave
+//! the cgroup on which that is denied. The denial belongs on the *parent* cgroup: a program on the container's own can
+//! be detached from inside.
 
 use hallmark_trust::Enforcement;
 
@@ -26,7 +27,7 @@ pub struct Hardening {
 pub enum Memory {
     /// As the specification asks for.
     AsAsked,
-    /// `PR_SET_MDWE` with `PR_MDWE_REFUSE_EXEC_GAIN`.
+    /// `PR_SET_MDWE` with `PR_MDWE_REFUSE_EXEC_GAIN`, and a seccomp filter against PTRACE_POKETEXT and POKEDATA.
     DenyWriteExecute,
 }
 

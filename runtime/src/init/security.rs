@@ -15,10 +15,12 @@ pub(super) fn no_new_privileges(process: &ProcessPlan) -> Result<()> {
     Ok(())
 }
 
-/// What the gate adds on a node that defends against native code made at run time.
+/// What the gate adds on a node that defends against native code made at run time: no memory of its own that is
+/// written to and executed, and no writing to another process' code.
 pub(super) fn deny_write_execute(hardening: &Hardening) -> Result<()> {
     if hardening.deny_write_execute {
         hallmark_sys::process::deny_write_execute()?;
+        crate::seccomp::deny_poke()?.install().context(|| "deny PTRACE_POKETEXT").map(drop)?;
     }
     Ok(())
 }

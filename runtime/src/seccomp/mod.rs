@@ -27,6 +27,7 @@
 mod action;
 mod arch;
 mod assemble;
+mod poke;
 mod rule;
 
 // the vectors and libseccomp's answers are those of x86_64
@@ -48,6 +49,8 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag
 use action::Action;
 use assemble::Assembler;
 use rule::Profile;
+
+pub(crate) use poke::deny_poke;
 
 /// Why a profile cannot be compiled, in runc's words where they exist.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -64,7 +64,7 @@ pub(crate) enum CgroupDriver {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Hardening {
-    /// `PR_SET_MDWE`.
+    /// `PR_SET_MDWE`, and no PTRACE_POKETEXT.
     pub(crate) deny_write_execute: bool,
     pub(crate) dropped_capabilities: Vec<String>,
 }
