@@ -11,7 +11,7 @@ use super::Request;
 use crate::cgroup::NewCgroup;
 use crate::error::{Error, Result};
 use crate::gate::{self, CgroupNamespace, Memory, MountDecision, MountNamespace, MountRequest};
-use crate::spec::{Joined, Kind, MountKind, Plan, parse_capability};
+use crate::spec::{Joined, Kind, MountKind, MountPlan, Plan, parse_capability};
 use crate::state::Hardening;
 
 /// `MAPPER_CTRL_MINOR` of the misc devices: what [`Judged::deny_on_parent`] knows how to deny.
@@ -58,10 +58,7 @@ pub(super) fn judge(request: &Request, plan: &mut Plan) -> Result<Judged> {
     }
     for (mount, decision) in plan.mounts.iter_mut().zip(&launch.mounts) {
         if *decision == MountDecision::NoExec {
-            mount.set = mount.set.union(Attributes::NOEXEC);
-            mount.clear = mount.clear.without(Attributes::NOEXEC);
-            mount.tree_set = mount.tree_set.union(Attributes::NOEXEC);
-            mount.tree_clear = mount.tree_clear.without(Attributes::NOEXEC);
+            no_exec(mount);
         }
     }
     if launch.hardening.cgroup_namespace == CgroupNamespace::Private {
@@ -78,7 +75,16 @@ pub(super) fn judge(request: &Request, plan: &mut Plan) -> Result<Judged> {
     })
 }
 
-fn asked(mount: &crate::spec::MountPlan) -> MountRequest {
+/// Forbids execution on the mount and on all beneath it, after everything that the specification asks for.
+///
+/// By the attributes of the tree: one of the mount itself would make a bind without options one with options, which
+/// has exactly those, and no more the `ro`, `nosuid` and `nodev` of its source.
+fn no_exec(mount: &mut MountPlan) {
+    mount.tree_set = mount.tree_set.union(Attributes::NOEXEC);
+    mount.tree_clear = mount.tree_clear.without(Attributes::NOEXEC);
+}
+
+fn asked(mount: &MountPlan) -> MountRequest {
     let kind = match mount.kind {
         MountKind::Bind(_) => gate::MountKind::Bind,
         MountKind::Other(_) => gate::MountKind::Filled,
@@ -132,5 +138,29 @@ impl Judged {
             cgroup.deny_device_mapper_on_parent()?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::minimal;
+    use serde_json::json;
+
+    #[test]
+    fn noexec_takes_nothing_else_away() {
+        let bind = |options: serde_json::Value| {
+            let mount = json!({"destination": "/d", "source": "/s", "options": options});
+            let mut plan = minimal(|c| c["mounts"] = json!([mount])).unwrap();
+            let mut mount = plan.mounts.remove(0);
+            no_exec(&mut mount);
+            mount
+        };
+        let plain = bind(json!(["rbind", "rprivate"]));
+        assert!(plain.set.is_empty() && plain.clear.is_empty(), "{plain:?}");
+        assert!(plain.tree_set.contains(Attributes::NOEXEC));
+        let against = bind(json!(["rbind", "exec", "rexec"]));
+        assert!(against.tree_set.contains(Attributes::NOEXEC));
+        assert!(!against.tree_clear.contains(Attributes::NOEXEC));
     }
 }
