@@ -59,7 +59,7 @@ impl<'a> Guest<'a> {
         let share = self.dir.join("share");
         remove_tree(&share)?;
         fs::create_dir_all(&share)?;
-        fs::write(share.join("arguments"), arguments.join("\n"))?;
+        fs::write(share.join("arguments"), arguments.join("\0"))?;
         fs::copy(&self.parts.root.signature, share.join("root.p7s"))?;
         fs::copy(&self.kit.signature, share.join("kit.p7s"))?;
         let data = self.dir.join("data.img");

@@ -38,7 +38,7 @@ fn work() -> Result<u8> {
     prepare()?;
     let out = File::create(share("out.log"))?;
     let mut work = Command::new(std::env::current_exe()?);
-    work.args(crate::files::text(&share("arguments"))?.lines())
+    work.args(crate::files::text(&share("arguments"))?.split('\0'))
         .current_dir("/")
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")

@@ -57,15 +57,11 @@ fn run_and_exit(bench: &mut Bench) -> Result<()> {
 fn terminal(bench: &mut Bench) -> Result<()> {
     let node = load(bench, ONE)?;
     // the client sends the size a moment after the start
-    let inside = "tty; until stty size 2>&1 | grep '33 77'; do sleep 0.2; done";
-    let run = node.run(&["--rm", "-it", ONE, "sh", "-c"]);
-    let words: Vec<String> = std::iter::once(run.get_program())
-        .chain(run.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    let line =
-        format!("stty rows 33 cols 77; {} '{}'", words.join(" "), inside.replace('\'', "'\\''"));
-    let said = within(60, "script")
+    let inside = "tty; until stty size 2>&1 | grep \"33 77\"; do sleep 0.2; done";
+    let run = words(&node.run(&["--rm", "-it", ONE, "sh", "-c"]));
+    // timeout(1) would put the client into the background of the terminal
+    let line = format!("stty rows 33 cols 77; {} '{inside}'", run[4..].join(" "));
+    let said = within(90, "script")
         .env("PATH", node.kit.path())
         .args(["--quiet", "--return", "--command", &line, "/dev/null"])
         .good()?;
@@ -74,16 +70,19 @@ fn terminal(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
+fn words(command: &std::process::Command) -> Vec<String> {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect()
+}
+
 fn input(bench: &mut Bench) -> Result<()> {
     let node = load(bench, ONE)?;
+    let run = words(&node.run(&["--rm", "-i", ONE, "tr", "a-z", "A-Z"])).join(" ");
     // the client loses an end of input that comes before the task exists
-    let run = node.run(&["--rm", "-i", ONE, "tr", "a-z", "A-Z"]);
-    let words: Vec<String> = std::iter::once(run.get_program())
-        .chain(run.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
     let wait = if bench.is_slow() { 15 } else { 2 };
-    let line = format!("(echo abc; sleep {wait}) | {}", words.join(" "));
+    let line = format!("(echo abc; sleep {wait}) | {run}");
     let path = bench.kit.path();
     expect(&within(120, "sh").env("PATH", path).args(["-c", &line]).good()?, "ABC")
 }
