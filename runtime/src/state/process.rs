@@ -52,8 +52,9 @@ pub(crate) struct Stat {
 /// If the text is not what the kernel documents.
 pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
     let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
+    // bytes: the process may give itself a name that is not UTF-8
+    let text = match std::fs::read(&path) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         // the process ended between open and read
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
@@ -90,5 +91,23 @@ mod tests {
         assert!(LiveProcess::find(raw, start).unwrap().is_some());
         assert!(LiveProcess::find(raw, start + 1).unwrap().is_none());
         assert!(LiveProcess::find(0, 0).unwrap().is_none());
+    }
+
+    /// A container names its processes, and must not get out of reach by that.
+    #[test]
+    fn a_name_that_is_no_text_hides_nobody() {
+        use std::io::BufRead;
+        use std::process::{Command, Stdio};
+        let mut command = Command::new("sh");
+        command.args(["-c", "printf '\\377) Z 1' >/proc/self/comm; echo named; read end"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let output = child.stdout.take().unwrap();
+        std::io::BufReader::new(output).read_line(&mut line).unwrap();
+        let found = Pid::from_raw(child.id().try_into().unwrap()).map(stat);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(line, "named\n");
+        assert_eq!(found.unwrap().unwrap().unwrap().state, 'S');
     }
 }
