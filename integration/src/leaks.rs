@@ -43,7 +43,7 @@ impl Picture {
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if name.bytes().all(|b| b.is_ascii_digit()) {
-                picture.processes.extend(process(&name));
+                picture.add_process(&name);
             }
         }
         for dir in OWNED {
@@ -51,6 +51,18 @@ impl Picture {
         }
         picture.files.retain(|file| !file.ends_with("/default") && file != "/run/hallmark/runtime");
         Ok(picture)
+    }
+
+    /// The command line of a process that runs a program (a kernel thread has none), numbered
+    /// instead of by process number: a daemon that was started anew is no leak.
+    fn add_process(&mut self, pid: &str) {
+        let Ok(line) = fs::read(Path::new("/proc").join(pid).join("cmdline")) else { return };
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.is_empty() {
+            return;
+        }
+        let free = (1..).find(|count| !self.processes.contains(&format!("{count}. {line}")));
+        self.processes.insert(format!("{}. {line}", free.unwrap_or(0)));
     }
 
     /// What is here now and was not then.
@@ -106,13 +118,6 @@ impl Picture {
             std::thread::sleep(Duration::from_millis(200));
         }
     }
-}
-
-/// `pid command line` of a process that runs a program, not of a kernel thread.
-fn process(pid: &str) -> Option<String> {
-    let line = fs::read(Path::new("/proc").join(pid).join("cmdline")).ok()?;
-    let line = String::from_utf8_lossy(&line).replace('\0', " ");
-    (!line.is_empty()).then(|| format!("{pid} {}", line.trim_end()))
 }
 
 fn list_files(dir: &Path, all: &mut BTreeSet<String>) {

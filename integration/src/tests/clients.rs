@@ -1,6 +1,6 @@
 //! nerdctl and ctr as people use them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::images::{NGINX, ONE, PYTHON, TWO};
@@ -129,18 +129,17 @@ fn inspect(bench: &mut Bench) -> Result<()> {
 
 fn stats(bench: &mut Bench) -> Result<()> {
     let node = load(bench, ONE)?;
-    let limits =
-        ["-d", "--name", "counted", "--memory", "64m", "--cpus", "0.5", "--pids-limit", "20"];
-    node.run(&[&limits[..], &[ONE, "sleep", "600"]].concat()).good()?;
-    let line =
-        node.nerdctl(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "counted"]);
-    let line = { line }.good()?;
-    ensure!(line.contains("64MiB") && line.ends_with(" 1"), "stats say {line:?}");
+    let limits = ["-d", "--name", "counted", "--memory", "64m", "--cpus", "0.5"];
+    node.run(&[&limits[..], &["--pids-limit", "20", ONE, "sleep", "600"]].concat()).good()?;
+    // the client shows zeros when its first sample comes late
+    let shows = |expected: &str| {
+        let format = "{{.MemUsage}} {{.PIDs}}";
+        let line = node.nerdctl(&["stats", "--no-stream", "--format", format, "counted"]).good()?;
+        Ok(line.contains(expected) && line.ends_with(" 1"))
+    };
+    wait_for(|| shows("64MiB")).context("limit of 64 MiB and one process")?;
     node.nerdctl(&["update", "-m", "32m", "counted"]).good()?;
-    let line =
-        node.nerdctl(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "counted"]).good()?;
-    ensure!(line.contains("32MiB"), "after update stats say {line:?}");
-    Ok(())
+    wait_for(|| shows("32MiB")).context("limit of 32 MiB after update")
 }
 
 fn copy(bench: &mut Bench) -> Result<()> {
