@@ -1,8 +1,9 @@
 //! One control group as a directory handle: its files are reached from the handle, never by walking a path again.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{AtFlags, Dir as Listing, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -80,11 +81,12 @@ impl Dir {
     }
 
     /// Opens the child `name`; `None` if there is none.
-    pub(super) fn child(&self, name: &str) -> Result<Option<Self>, Error> {
+    pub(super) fn child(&self, name: impl AsRef<OsStr>) -> Result<Option<Self>, Error> {
+        let (name, shown) = (name.as_ref(), name.as_ref().to_string_lossy());
         match rustix::fs::openat2(&self.fd, name, DIRECTORY, Mode::empty(), BENEATH) {
-            Ok(fd) => Ok(Some(Self { fd, path: self.join(name) })),
+            Ok(fd) => Ok(Some(Self { fd, path: self.join(&shown) })),
             Err(Errno::NOENT | Errno::NODEV) => Ok(None),
-            Err(source) => Err(self.call("openat2", name, source)),
+            Err(source) => Err(self.call("openat2", &shown, source)),
         }
     }
 
@@ -102,15 +104,16 @@ impl Dir {
     }
 
     /// Removes the child `name`; `Ok` if it is gone already.
-    pub(super) fn remove_child(&self, name: &str) -> Result<(), Error> {
+    pub(super) fn remove_child(&self, name: impl AsRef<OsStr>) -> Result<(), Error> {
+        let name = name.as_ref();
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(source) => Err(self.call("rmdir", name, source)),
+            Err(source) => Err(self.call("rmdir", &name.to_string_lossy(), source)),
         }
     }
 
-    /// Names of the control groups directly below.
-    pub(super) fn children(&self) -> Result<Vec<String>, Error> {
+    /// Names of the control groups directly below, as they are: a container may have made them, and need not use text.
+    pub(super) fn children(&self) -> Result<Vec<OsString>, Error> {
         let listing =
             Listing::read_from(&self.fd).map_err(|source| self.call("readdir", "", source))?;
         let mut names = Vec::new();
@@ -121,9 +124,9 @@ impl Dir {
                 Err(Errno::NOENT | Errno::NODEV) => break,
                 Err(source) => return Err(self.call("readdir", "", source)),
             };
-            let name = entry.file_name().to_string_lossy();
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if entry.file_type() == FileType::Directory && name != "." && name != ".." {
-                names.push(name.into_owned());
+                names.push(name.to_owned());
             }
         }
         Ok(names)

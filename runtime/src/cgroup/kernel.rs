@@ -177,6 +177,30 @@ fn sub_groups_are_deleted_with_the_container() {
     assert_eq!(there(&cgroup), 0);
 }
 
+/// A container with control groups of its own names them, and must not get out of reach by that.
+#[test]
+fn sub_groups_whose_name_is_no_text_are_reached() {
+    if !root() {
+        return;
+    }
+    let cgroup = create("bytes");
+    let sleeping = Inside::new(&cgroup);
+    for group in &cgroup.groups {
+        let name: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff");
+        let below = std::path::Path::new(group.dir.path()).join(name);
+        std::fs::create_dir(&below).unwrap();
+        if group.has("cpuset") {
+            let below = group.dir.child(name).unwrap().unwrap();
+            v1::inherit_cpuset(&group.dir, &below).unwrap();
+        }
+        std::fs::write(below.join("cgroup.procs"), sleeping.pid().to_string()).unwrap();
+    }
+    assert_eq!(pids(&cgroup), [sleeping.pid()]);
+    drop(sleeping);
+    cgroup.delete().unwrap();
+    assert_eq!(there(&cgroup), 0);
+}
+
 #[test]
 fn a_group_with_processes_is_not_taken_and_not_removed() {
     if !root() {

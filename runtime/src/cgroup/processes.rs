@@ -1,5 +1,6 @@
 //! The processes of a container: listed, killed, and the end of its control groups.
 
+use std::ffi::OsStr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -143,7 +144,7 @@ fn gone(error: &Error) -> bool {
 pub(super) fn remove_tree(parent: &Dir, name: &str, patience: Patience) -> Result<(), Error> {
     let mut pause = Duration::from_millis(1);
     loop {
-        let error = match try_remove(parent, name) {
+        let error = match try_remove(parent, name.as_ref()) {
             Ok(()) => return Ok(()),
             Err(error) if error.errno() == Some(Errno::BUSY) => error,
             Err(error) => return Err(error),
@@ -168,7 +169,7 @@ pub(super) fn remove_tree(parent: &Dir, name: &str, patience: Patience) -> Resul
 }
 
 /// One attempt, innermost first; usually a single rmdir.
-fn try_remove(parent: &Dir, name: &str) -> Result<(), Error> {
+fn try_remove(parent: &Dir, name: &OsStr) -> Result<(), Error> {
     let busy = match parent.remove_child(name) {
         Err(error) if error.errno() == Some(Errno::BUSY) => error,
         other => return other,
