@@ -103,7 +103,56 @@ macro_rules! system_error {
     )+};
 }
 
-system_error!(hallmark_sys::Error, std::io::Error, serde_json::Error, crate::cgroup::Error);
+system_error!(serde_json::Error);
+
+/// The kernel's answer as Go writes it (`no such file or directory`): callers of runc match these words.
+fn answer(errno: Errno) -> String {
+    let text = match errno {
+        // the C library here says less than the one Go took its words from
+        Errno::BUSY => "device or resource busy".to_owned(),
+        Errno::OPNOTSUPP => "operation not supported".to_owned(),
+        errno => errno.to_string(),
+    };
+    let text = text.split(" (os error ").next().unwrap_or_default();
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::system(Errno::from_io_error(&error).map_or_else(|| error.to_string(), answer))
+    }
+}
+
+impl From<hallmark_sys::Error> for Error {
+    fn from(error: hallmark_sys::Error) -> Self {
+        Self::system(call(&error))
+    }
+}
+
+/// The call, and the answer in the words above.
+fn call(error: &hallmark_sys::Error) -> String {
+    let text = error.to_string();
+    let Some(errno) = error.errno() else { return text };
+    match text.strip_suffix(&errno.to_string()) {
+        Some(call) => format!("{call}{}", answer(errno)),
+        None => text,
+    }
+}
+
+impl From<crate::cgroup::Error> for Error {
+    fn from(error: crate::cgroup::Error) -> Self {
+        let mut text = error.to_string();
+        let mut next = std::error::Error::source(&error);
+        while let Some(cause) = next {
+            let errno = cause.downcast_ref::<Errno>().copied().map(answer);
+            let sys = cause.downcast_ref::<hallmark_sys::Error>().map(call);
+            text = format!("{text}: {}", errno.or(sys).unwrap_or_else(|| cause.to_string()));
+            next = cause.source();
+        }
+        Self::system(text)
+    }
+}
 
 impl From<crate::seccomp::Error> for Error {
     fn from(error: crate::seccomp::Error) -> Self {
@@ -113,7 +162,7 @@ impl From<crate::seccomp::Error> for Error {
 
 impl From<Errno> for Error {
     fn from(errno: Errno) -> Self {
-        Self::system(std::io::Error::from(errno).to_string())
+        Self::system(answer(errno))
     }
 }
 
@@ -129,10 +178,25 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Spec);
         let errno: std::result::Result<(), Errno> = Err(Errno::NOENT);
         let error = errno.context(|| "openat(rootfs, \"dev\")").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "openat(rootfs, \"dev\"): No such file or directory (os error 2)"
-        );
+        assert_eq!(error.to_string(), "openat(rootfs, \"dev\"): no such file or directory");
         assert_eq!(error.kind(), ErrorKind::System);
+    }
+
+    #[test]
+    fn the_kernels_answer_is_in_gos_words_whoever_passes_it_on() {
+        let io = std::fs::File::open("/no/such").unwrap_err();
+        assert_eq!(Error::from(io).to_string(), "no such file or directory");
+        assert_eq!(Error::from(Errno::BUSY).to_string(), "device or resource busy");
+        let sys = hallmark_sys::process::set_io_priority(-1).unwrap_err();
+        assert!(Error::from(sys).to_string().ends_with("): invalid argument"));
+        let cgroup = crate::cgroup::Error::Write {
+            path: "/sys/fs/cgroup/cpu/x".into(),
+            value: "9".into(),
+            source: Errno::INVAL,
+        };
+        assert_eq!(
+            Error::from(cgroup).to_string(),
+            "write \"9\" to /sys/fs/cgroup/cpu/x: invalid argument"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Running hook programs: the container's state on standard input, a time limit, and no patience with failure.
 
 use std::io::{Read, Seek, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ const MAX_OUTPUT: u64 = 4096;
 pub(crate) fn run(hooks: &[Hook], name: &str, state: &Value) -> Result<()> {
     for (index, hook) in hooks.iter().enumerate() {
         one(hook, state)
-            .context(|| format!("error running {name} hook #{index} {}", hook.path.display()))?;
+            .context(|| format!("error running {name} hook #{index}: {}", hook.path.display()))?;
     }
     Ok(())
 }
@@ -49,7 +49,24 @@ fn one(hook: &Hook, state: &Value) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    Err(Error::system(format!("{status}, output: {}", text(output)?)))
+    Err(Error::system(format!("{}, output: {}", end(status), text(output)?)))
+}
+
+/// How a hook ended, in Go's words.
+fn end(status: std::process::ExitStatus) -> String {
+    let word = match status.signal() {
+        None => return format!("exit status {}", status.code().unwrap_or_default()),
+        Some(libc::SIGABRT) => "aborted",
+        Some(libc::SIGHUP) => "hangup",
+        Some(libc::SIGINT) => "interrupt",
+        Some(libc::SIGKILL) => "killed",
+        Some(libc::SIGPIPE) => "broken pipe",
+        Some(libc::SIGSEGV) => "segmentation fault",
+        Some(libc::SIGSYS) => "bad system call",
+        Some(libc::SIGTERM) => "terminated",
+        Some(other) => return format!("signal: {other}"),
+    };
+    format!("signal: {word}")
 }
 
 /// A file, not a pipe: a hook that never reads its input must not block us.
@@ -141,7 +158,7 @@ mod tests {
         ];
         let error = run(&list, "poststop", &Value::Null).unwrap_err().to_string();
         assert!(
-            error.starts_with("error running poststop hook #0 /bin/sh: exit status: 3"),
+            error.starts_with("error running poststop hook #0: /bin/sh: exit status 3"),
             "{error}"
         );
         assert!(error.contains("out") && error.contains("err"), "{error}");
@@ -159,6 +176,6 @@ mod tests {
         let mut hook = hook("", None);
         hook.path = "/no/such".into();
         let error = run(&[hook], "prestart", &Value::Null).unwrap_err().to_string();
-        assert!(error.contains("/no/such") && error.contains("No such file"), "{error}");
+        assert!(error.contains("/no/such") && error.contains("no such file"), "{error}");
     }
 }

@@ -26,7 +26,7 @@ fn bad_configurations_leave_nothing_and_the_next_good_one_works() {
             c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_WHATEVER"})
         }),
         ("fsopen(nosuchfs)", |c| c["mounts"][1]["type"] = json!("nosuchfs")),
-        ("No such file or directory", |c| {
+        ("no such file or directory", |c| {
             c["mounts"][0] =
                 json!({"destination": "/x", "type": "bind", "source": "/no/such/source"});
         }),
