@@ -116,6 +116,12 @@ pub(crate) fn take(
     if !unknown.is_empty() {
         warnings.push(format!("ignoring unknown or unavailable capabilities: {unknown:?}"));
     }
+    // the kernel refuses to raise them, and the rest of the launch goes on without, as in runc
+    let base = capabilities.inheritable & capabilities.permitted;
+    for (name, _) in capabilities.ambient.difference(base).iter_names() {
+        warnings
+            .push(format!("can't raise ambient capability CAP_{name}: operation not permitted"));
+    }
     Ok(Some(capabilities))
 }
 

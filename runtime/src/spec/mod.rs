@@ -95,12 +95,15 @@ impl Plan {
         let config: Box<RawValue> = serde_json::from_slice(bytes)
             .map_err(|error| Error::spec(format!("config.json: {error}")))?;
         let mut warnings = Vec::new();
-        let process_value = lenient.get_mut("process");
-        let capabilities = match process_value {
-            Some(process) => capability::take(process, &mut warnings)?,
+        let capabilities = match lenient.get_mut("process") {
+            Some(process) => {
+                process::lenient(process);
+                capability::take(process, &mut warnings)?
+            }
             None => None,
         };
         seccomp::known(&lenient)?;
+        system::memory_policy_known(&lenient)?;
         let resources = take_resources(&mut lenient)?;
         let spec: Spec = serde_json::from_value(lenient)
             .map_err(|error| Error::spec(format!("config.json: {error}")))?;
@@ -120,7 +123,7 @@ impl Plan {
             oci_version: spec.version().clone(),
             rootfs: bundle.join(root.path()),
             read_only_root: root.readonly().unwrap_or(false),
-            mounts: mount::parse_all(spec.mounts().as_deref().unwrap_or_default())?,
+            mounts: mount::parse_all(spec.mounts().as_deref().unwrap_or_default(), bundle)?,
             process: ProcessPlan::parse(process, taken.capabilities)?,
             hostname: namespace::host_name(spec.hostname(), "hostname", &namespaces)?,
             domainname: namespace::host_name(spec.domainname(), "domainname", &namespaces)?,
@@ -164,6 +167,7 @@ pub(crate) fn parse_process(
     container: &ProcessPlan,
     warnings: &mut Vec<String>,
 ) -> Result<ProcessPlan> {
+    process::lenient(&mut value);
     let capabilities = capability::take(&mut value, warnings)?.unwrap_or(container.capabilities);
     let process: oci_spec::runtime::Process =
         serde_json::from_value(value).map_err(|error| Error::spec(format!("process: {error}")))?;

@@ -11,7 +11,7 @@
 //!
 //! Source: runtime-spec `config.md`, Linux mount options; runc 1.5 `libcontainer/specconv/spec_linux.go`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hallmark_sys::mount::{Attributes, Extent, Propagation};
 use oci_spec::runtime as oci;
@@ -195,18 +195,19 @@ pub(crate) const OPTION_NAMES: fn() -> Vec<&'static str> = || {
     OPTIONS.iter().map(|(name, _)| *name).filter(|name| !foreign.contains(name)).collect()
 };
 
-pub(super) fn parse_all(mounts: &[oci::Mount]) -> Result<Vec<MountPlan>> {
+/// A relative source of a bind mount starts at `bundle`.
+pub(super) fn parse_all(mounts: &[oci::Mount], bundle: &Path) -> Result<Vec<MountPlan>> {
     mounts
         .iter()
         .map(|mount| {
-            parse(mount).map_err(|error| {
+            parse(mount, bundle).map_err(|error| {
                 error.within(format!("invalid mount {}", mount.destination().display()))
             })
         })
         .collect()
 }
 
-fn parse(mount: &oci::Mount) -> Result<MountPlan> {
+fn parse(mount: &oci::Mount, bundle: &Path) -> Result<MountPlan> {
     let destination = mount.destination().to_str();
     let destination = clean(destination.ok_or_else(|| Error::spec("destination is not UTF-8"))?);
     no_nul(&destination, "destination")?;
@@ -234,10 +235,9 @@ fn parse(mount: &oci::Mount) -> Result<MountPlan> {
     }
     plan.kind = kind(mount.typ().as_deref(), &seen)?;
     if let MountKind::Bind(_) = plan.kind {
-        let absolute = plan.source.as_ref().is_some_and(|source| source.is_absolute());
-        if !absolute {
-            return Err(Error::spec("source of a bind mount: expected an absolute path"));
-        }
+        let source = plan.source.as_ref().filter(|source| !source.as_os_str().is_empty());
+        let source = source.ok_or_else(|| Error::spec("a bind mount needs a source"))?;
+        plan.source = Some(bundle.join(source));
     }
     id_map(&mut plan, mount)?;
     Ok(plan)
@@ -361,6 +361,8 @@ mod tests {
         assert_eq!(plan.unwrap().kind, MountKind::Bind(Extent::Mount));
         let plan = one(json!({"destination": "/d", "type": "bind", "source": "/s"}));
         assert_eq!(plan.unwrap().kind, MountKind::Bind(Extent::Tree));
+        let plan = one(json!({"destination": "/d", "type": "bind", "source": "s"})).unwrap();
+        assert_eq!(plan.source.as_deref(), Some(Path::new("/bundle/s")));
     }
 
     #[test]
@@ -368,7 +370,7 @@ mod tests {
         for (mount, expected) in [
             (json!({"destination": "/..", "type": "tmpfs"}), "top of rootfs"),
             (json!({"destination": "/d"}), "no type"),
-            (json!({"destination": "/d", "type": "bind", "source": "rel"}), "absolute path"),
+            (json!({"destination": "/d", "type": "bind"}), "needs a source"),
             (
                 json!({"destination": "/d", "type": "tmpfs", "options": ["idmap"]}),
                 "only supported for bind",

@@ -284,6 +284,24 @@ fn cpu_set(list: &str) -> Result<CpuSet> {
     Ok(set)
 }
 
+/// What oci-spec reads more strictly than Go: a user that is left out is root, as numbers left out are 0.
+pub(super) fn lenient(process: &mut serde_json::Value) {
+    let Some(process) = process.as_object_mut() else { return };
+    let user = process.entry("user").or_insert_with(|| serde_json::json!({}));
+    if let Some(user) = user.as_object_mut() {
+        for key in ["uid", "gid"] {
+            user.entry(key).or_insert_with(|| 0.into());
+        }
+    }
+    // the specification's name and the one that oci-spec knows
+    let flags = process.get_mut("scheduler").and_then(|scheduler| scheduler.get_mut("flags"));
+    for flag in flags.and_then(serde_json::Value::as_array_mut).into_iter().flatten() {
+        if flag == "SCHED_FLAG_RESET_ON_FORK" {
+            *flag = "SCHED_RESET_ON_FORK".into();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 use hallmark_sys::mount::{Extent, Propagation};
 use oci_spec::runtime as oci;
+use serde_json::Value;
 
 use super::namespace::{Kind, NamespacePlan};
 use super::{clean, no_nul, non_empty};
@@ -76,12 +77,38 @@ impl MemoryPolicy {
             None | Some("") => Vec::new(),
             Some(list) => nodes(list)?,
         };
+        let count: u32 = nodes.iter().map(|word| word.count_ones()).sum();
+        if matches!(policy.mode(), M::MpolDefault | M::MpolLocal) && count > 0 {
+            return Err(Error::spec(format!(
+                "invalid memory policy: mode requires 0 nodes but got {count}"
+            )));
+        }
         Ok(Some(Self { mode, nodes }))
     }
 }
 
+/// Looks at the words of `linux.memoryPolicy` of a configuration that oci-spec has not read yet.
+///
+/// # Errors
+/// The mode, if it is missing or unknown; the first unknown flag; in runc's words.
+pub(super) fn memory_policy_known(config: &Value) -> Result<()> {
+    let policy = config.get("linux").and_then(|linux| linux.get("memoryPolicy"));
+    let Some(policy) = policy.filter(|policy| policy.is_object()) else { return Ok(()) };
+    let mode = policy.get("mode").cloned().unwrap_or_default();
+    if serde_json::from_value::<oci::MemoryPolicyModeType>(mode.clone()).is_err() {
+        return Err(Error::spec(format!("invalid memory policy mode {mode}")));
+    }
+    for flag in policy.get("flags").and_then(Value::as_array).into_iter().flatten() {
+        if serde_json::from_value::<oci::MemoryPolicyFlagType>(flag.clone()).is_err() {
+            return Err(Error::spec(format!("invalid memory policy flag {flag}")));
+        }
+    }
+    Ok(())
+}
+
 fn nodes(list: &str) -> Result<Vec<u64>> {
-    let bad = || Error::spec(format!("memoryPolicy.nodes {list:?}: expected a list like 0-1,3"));
+    let bad =
+        || Error::spec(format!("invalid memory policy nodes {list:?}: expected a list like 0-1,3"));
     let mut mask = vec![0_u64; 16];
     for range in list.split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -243,6 +270,20 @@ mod tests {
             ("maskedPaths", json!(["proc/kcore"])),
         ] {
             minimal(|c| c["linux"][key] = value.clone()).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_memory_policy_is_refused_in_runcs_words() {
+        for (policy, expected) in [
+            (json!({}), "invalid memory policy mode null"),
+            (json!({"mode": "BIND"}), "invalid memory policy mode \"BIND\""),
+            (json!({"mode": "MPOL_BIND", "flags": ["x"]}), "invalid memory policy flag \"x\""),
+            (json!({"mode": "MPOL_BIND", "nodes": "0-9876543210"}), "invalid memory policy nodes"),
+            (json!({"mode": "MPOL_DEFAULT", "nodes": "0-7"}), "mode requires 0 nodes but got 8"),
+        ] {
+            let error = minimal(|c| c["linux"]["memoryPolicy"] = policy.clone()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{policy}: {error}");
         }
     }
 
