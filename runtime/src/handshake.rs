@@ -13,6 +13,9 @@
 //!    │ hooks                                                │
 //!    │ HooksRan ───────────────────────────────────────────►│
 //!    │                                                      │ createContainer hooks, pivot_root, identity, masks
+//!    │◄───────────────────────────────────────── Listener   │ only with a seccomp supervisor; with no_new_privs after Go
+//!    │ pidfd_getfd, the listener goes to the supervisor     │
+//!    │ Listening ──────────────────────────────────────────►│
 //!    │◄──────────────────────────────────────────── Ready   │ nothing is left that can fail but for hooks and exec
 //!    │ pid file, state file                                 │
 //!    │ Go (run, exec) ─────────────────────────────────────►│ create: somebody connects to start.sock instead
@@ -31,6 +34,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::supervisor::Supervisor;
 
 /// Most bytes of one message.
 const MAX_BYTES: usize = 16 << 10;
@@ -40,6 +44,8 @@ const MAX_BYTES: usize = 16 << 10;
 pub(crate) enum FromInit {
     Failed(ErrorKind, String),
     Joined,
+    /// The number, in that process, of a seccomp listener.
+    Listener(i32),
     Mounted,
     Ready,
     Stage(i32),
@@ -50,6 +56,8 @@ pub(crate) enum FromInit {
 pub(crate) enum ToInit {
     Go,
     HooksRan,
+    /// The listener is somebody else's, too.
+    Listening,
     Mapped,
 }
 
@@ -78,17 +86,23 @@ pub(crate) fn pair() -> Result<(RuntimeEnd, InitEnd)> {
 
 impl RuntimeEnd {
     pub(crate) fn send(&self, message: ToInit) -> Result<()> {
-        let byte = match message {
-            ToInit::Go => b'g',
-            ToInit::HooksRan => b'h',
-            ToInit::Mapped => b'm',
-        };
-        send(self.0.as_fd(), &[&[byte]]).context(|| format!("tell the first process {message:?}"))
+        answer(self.0.as_fd(), message)
     }
 
     /// The next message; `None` once the other end is closed.
     pub(crate) fn receive(&self) -> Result<Option<FromInit>> {
         receive(self.0.as_fd())
+    }
+
+    /// Waits for `expected`, handing a seccomp listener over meanwhile.
+    ///
+    /// # Errors
+    /// What the first process says went wrong; anything else it says; its death.
+    pub(crate) fn expect_beside(&self, expected: &FromInit, agent: Agent<'_>) -> Result<()> {
+        match receive_beside(self.0.as_fd(), agent)? {
+            Some(message) if message == *expected => Ok(()),
+            other => Err(unexpected(other, &format!("{expected:?}"))),
+        }
     }
 
     /// Waits for `expected`.
@@ -102,16 +116,58 @@ impl RuntimeEnd {
         }
     }
 
-    /// Waits until the program runs.
+    /// Waits until the program runs, handing a seccomp listener over meanwhile.
     ///
     /// # Errors
     /// Why it does not.
-    pub(crate) fn until_exec(&self) -> Result<()> {
-        match self.receive()? {
+    pub(crate) fn until_exec(&self, agent: Agent<'_>) -> Result<()> {
+        match receive_beside(self.0.as_fd(), agent)? {
             None => Ok(()),
             other => Err(unexpected(other, "exec")),
         }
     }
+}
+
+/// What takes the seccomp listener of the process at the other end; `None` where no profile has one.
+pub(crate) type Agent<'a> = Option<&'a Supervisor>;
+
+/// Receives one message that is no listener; a listener is handed to `agent` first.
+///
+/// # Errors
+/// The kernel's; what the hand-over answers.
+pub(crate) fn receive_beside(socket: BorrowedFd<'_>, agent: Agent<'_>) -> Result<Option<FromInit>> {
+    loop {
+        match (receive(socket)?, agent) {
+            (Some(FromInit::Listener(number)), Some(agent)) => {
+                agent.hand_over(number)?;
+                answer(socket, ToInit::Listening)?;
+            }
+            (other, _) => return Ok(other),
+        }
+    }
+}
+
+fn answer(socket: BorrowedFd<'_>, message: ToInit) -> Result<()> {
+    let byte = match message {
+        ToInit::Go => b'g',
+        ToInit::HooksRan => b'h',
+        ToInit::Listening => b'l',
+        ToInit::Mapped => b'm',
+    };
+    send(socket, &[&[byte]]).context(|| format!("tell the first process {message:?}"))
+}
+
+/// Tells the runtime at `socket` the number of a seccomp listener and waits until somebody else holds it, too.
+///
+/// Only write(2) comes before that: a profile may ask the supervisor about any other call, and there is none yet.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn offer_listener(socket: BorrowedFd<'_>, listener: BorrowedFd<'_>) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    let [a, b, c, d] = listener.as_raw_fd().to_ne_bytes();
+    rustix::io::write(socket, &[b'L', a, b, c, d]).context(|| "tell the runtime")?;
+    expect_at(socket, ToInit::Listening)
 }
 
 /// Turns a message that was not the awaited one into an error.
@@ -135,19 +191,24 @@ impl InitEnd {
     /// # Errors
     /// If the runtime says something else or is gone.
     pub(crate) fn expect(&self, expected: ToInit) -> Result<()> {
-        let mut buffer = [0; 4];
-        let length = read(self.0.as_fd(), &mut buffer).context(|| "hear from the runtime")?;
-        let found = match buffer.get(..length) {
-            Some(b"g") => Some(ToInit::Go),
-            Some(b"h") => Some(ToInit::HooksRan),
-            Some(b"m") => Some(ToInit::Mapped),
-            _ => None,
-        };
-        if found == Some(expected) {
-            return Ok(());
-        }
-        Err(Error::system(format!("runtime: found message {found:?}, expected {expected:?}")))
+        expect_at(self.0.as_fd(), expected)
     }
+}
+
+fn expect_at(socket: BorrowedFd<'_>, expected: ToInit) -> Result<()> {
+    let mut buffer = [0; 4];
+    let length = read(socket, &mut buffer).context(|| "hear from the runtime")?;
+    let found = match buffer.get(..length) {
+        Some(b"g") => Some(ToInit::Go),
+        Some(b"h") => Some(ToInit::HooksRan),
+        Some(b"l") => Some(ToInit::Listening),
+        Some(b"m") => Some(ToInit::Mapped),
+        _ => None,
+    };
+    if found == Some(expected) {
+        return Ok(());
+    }
+    Err(Error::system(format!("runtime: found message {found:?}, expected {expected:?}")))
 }
 
 impl AsFd for InitEnd {
@@ -161,6 +222,7 @@ pub(crate) fn tell(socket: BorrowedFd<'_>, message: &FromInit) -> Result<()> {
     let (tag, payload): (u8, Vec<u8>) = match message {
         FromInit::Failed(kind, text) => (b'F', [&[kind_byte(*kind)], text.as_bytes()].concat()),
         FromInit::Joined => (b'J', Vec::new()),
+        FromInit::Listener(number) => (b'L', number.to_ne_bytes().to_vec()),
         FromInit::Mounted => (b'M', Vec::new()),
         FromInit::Ready => (b'R', Vec::new()),
         FromInit::Stage(pid) => (b'S', pid.to_ne_bytes().to_vec()),
@@ -187,6 +249,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<FromInit>> {
         (b'J', []) => FromInit::Joined,
         (b'M', []) => FromInit::Mounted,
         (b'R', []) => FromInit::Ready,
+        (b'L', [a, b, c, d]) => FromInit::Listener(i32::from_ne_bytes([*a, *b, *c, *d])),
         (b'S', [a, b, c, d]) => FromInit::Stage(i32::from_ne_bytes([*a, *b, *c, *d])),
         _ => return Err(Error::system("first process: a message that is not understood")),
     };
@@ -285,6 +348,7 @@ mod tests {
         for message in [
             FromInit::Failed(ErrorKind::Spec, "no".into()),
             FromInit::Joined,
+            FromInit::Listener(7),
             FromInit::Mounted,
             FromInit::Ready,
             FromInit::Stage(4711),
@@ -292,7 +356,7 @@ mod tests {
             init.send(&message).unwrap();
             assert_eq!(runtime.receive().unwrap(), Some(message));
         }
-        for message in [ToInit::Go, ToInit::HooksRan, ToInit::Mapped] {
+        for message in [ToInit::Go, ToInit::HooksRan, ToInit::Listening, ToInit::Mapped] {
             runtime.send(message).unwrap();
             init.expect(message).unwrap();
         }
@@ -307,7 +371,7 @@ mod tests {
         drop(init);
         let error = runtime.expect(&FromInit::Ready).unwrap_err();
         assert_eq!(error.to_string(), "first process: ended before Ready");
-        assert!(runtime.until_exec().is_ok());
+        assert!(runtime.until_exec(None).is_ok());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod procfs;
 pub mod seccomp;
 pub mod spec;
 pub mod state;
+mod supervisor;
 mod timestamp;
 
 pub use error::{Error, ErrorKind, Result};

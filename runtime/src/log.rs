@@ -78,6 +78,13 @@ impl Log {
         self.write(Level::Warning, message);
     }
 
+    /// Something that belongs in a log and is said elsewhere too: stderr may already be the program's.
+    pub(crate) fn note(&self, message: &str) {
+        if self.file.is_some() {
+            self.write(Level::Warning, message);
+        }
+    }
+
     /// The last word of a failed operation: in the log, and once on stderr.
     pub fn error(&self, message: &str) {
         self.write(Level::Error, message);

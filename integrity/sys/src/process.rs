@@ -135,24 +135,9 @@ fn require_one_thread(call: &str) -> Result<()> {
     }
 }
 
-/// What a new program keeps of this process' descriptors.
-#[derive(Debug, Clone, Copy)]
-pub struct Kept<'a> {
-    /// Descriptors 0 up to this number, exclusive.
-    pub first_closed: u32,
-    /// One more, close-on-exec, through which a failure can still be told.
-    pub report: Option<BorrowedFd<'a>>,
-}
-
-/// Closes every descriptor but `kept` and becomes the program at `path`.
-///
-/// Returns only if that failed. By then the descriptors of every live `OwnedFd` and `File` but those kept are gone:
-/// the caller may use what it kept and must then leave by [`exit_immediately`].
+/// Becomes the program at `path`. Returns only if that failed.
 #[must_use]
-pub fn close_and_exec(path: &CStr, args: &[CString], env: &[CString], kept: Kept<'_>) -> Error {
-    if let Err(error) = close_others(kept) {
-        return error;
-    }
+pub fn exec(path: &CStr, args: &[CString], env: &[CString]) -> Error {
     let args: Vec<*const libc::c_char> = terminated(args);
     let env: Vec<*const libc::c_char> = terminated(env);
     // SAFETY: `path` and every element of both lists are NUL-terminated strings that live until the call is over, and
@@ -185,20 +170,30 @@ fn terminated(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
-fn close_others(kept: Kept<'_>) -> Result<()> {
-    let first = kept.first_closed;
-    let Some(report) = kept.report.map(|fd| fd.as_raw_fd().unsigned_abs()) else {
-        return close_range(first, u32::MAX);
-    };
-    if report > first {
-        close_range(first, report - 1)?;
+/// Closes every descriptor from `first` on, but `kept`.
+///
+/// For a cloned copy of a process, which holds whatever the original held: afterwards the descriptors of every other
+/// live `OwnedFd` and `File` are gone. The caller must use and drop none of them, and leave by [`exec`] or
+/// [`exit_immediately`].
+///
+/// # Errors
+/// The kernel's errno.
+pub fn close_all_but(first: u32, kept: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut next = first;
+    for number in kept {
+        if number > next {
+            close_range(next, number - 1)?;
+        }
+        next = next.max(number.saturating_add(1));
     }
-    close_range(first.max(report.saturating_add(1)), u32::MAX)
+    close_range(next, u32::MAX)
 }
 
 fn close_range(first: u32, last: u32) -> Result<()> {
     // SAFETY: no pointer is passed. That owners of these descriptors dangle is the documented effect of
-    // `close_and_exec`, the only caller, which either becomes another program or is followed by `_exit`.
+    // `close_all_but`, whose callers touch none of them until exec or `_exit`.
     let answer = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if answer == 0 { Ok(()) } else { Err(Error::last(format!("close_range({first}, {last})"))) }
 }

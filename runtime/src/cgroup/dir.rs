@@ -132,6 +132,13 @@ impl Dir {
         Ok(names)
     }
 
+    /// Names of its files; none once it is gone.
+    pub(super) fn files(&self) -> Vec<String> {
+        let entries = Listing::read_from(&self.fd).into_iter().flatten().map_while(Result::ok);
+        let files = entries.filter(|entry| entry.file_type() == FileType::RegularFile);
+        files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
     /// Whether the control group has `file`.
     pub(super) fn has(&self, file: &str) -> bool {
         let path = CString::new(file).unwrap_or_default();

@@ -32,10 +32,12 @@ mod group;
 mod kernel;
 mod layout;
 mod limits;
+mod oom;
 mod parent;
 mod path;
 mod processes;
 mod resources;
+mod stats;
 mod v1;
 mod v2;
 
@@ -49,12 +51,15 @@ pub use devices::DeviceRule;
 pub use error::Error;
 pub use freezer::FreezerState;
 pub use group::Join;
+pub use oom::OomNotifier;
 pub use parent::ParentDenial;
 pub use path::CgroupPath;
 pub use resources::{
     BlockIo, Cpu, HugepageLimit, InterfacePriority, Memory, Network, Pids, Rdma, Resources,
     ThrottleDevice, WeightDevice,
 };
+
+pub use stats::Stats;
 
 use dir::{Dir, Made, Version};
 use group::{Group, Traces};
@@ -194,15 +199,36 @@ impl Cgroup {
     /// [`Error::SubPath`] for a `sub` with `..`; ENOENT if it is not there.
     pub fn join_sub(&self, sub: &str) -> Result<Join, Error> {
         let names = path::parse_sub(sub)?;
+        self.join_each(|_| names.clone())
+    }
+
+    fn join_each<'a>(&self, names: impl Fn(&Group) -> Vec<&'a str>) -> Result<Join, Error> {
         let mut join = Join { tasks: Vec::new(), into: None };
         for group in &self.groups {
-            let dir = group.below(&names)?;
+            let dir = group.below(&names(group))?;
             match group.version {
                 Version::V1 => join.tasks.push(dir.open("tasks", OFlags::WRONLY)?),
                 Version::V2 => join.into = Some(dir.into_fd()),
             }
         }
         Ok(join)
+    }
+
+    /// As [`join_sub`](Self::join_sub) for the arguments of `exec --cgroup`: one path for all hierarchies, or
+    /// `controller[,controller]:path` for some.
+    ///
+    /// # Errors
+    /// As for `join_sub`; [`Error::Value`] for a controller that is not there or is named twice.
+    pub fn join_places(&self, places: &[String]) -> Result<Join, Error> {
+        let places = path::parse_places(places)?;
+        let known = |name: &&str| name.is_empty() || self.groups.iter().any(|g| g.has(name));
+        if let Some(unknown) = places.keys().find(|name| !known(name)) {
+            return Err(Error::Value(format!("unknown controller {unknown} in --cgroup")));
+        }
+        self.join_each(|group| {
+            let own = group.controllers.iter().find_map(|name| places.get(name.as_str()));
+            own.or_else(|| places.get("")).cloned().unwrap_or_default()
+        })
     }
 
     /// As [`join`](Self::join), but in cgroup2 next to the container's first process `init`: for an exec into a

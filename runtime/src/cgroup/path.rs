@@ -1,5 +1,7 @@
 //! `linux.cgroupsPath`: parsed to names below the hierarchy's root, so that nothing can climb out of it.
 
+use std::collections::BTreeMap;
+
 use super::Error;
 
 /// The folder that takes containers without a `cgroupsPath`, and relative paths: never the runtime's own cgroup, so
@@ -74,6 +76,30 @@ pub(super) fn parse_sub(path: &str) -> Result<Vec<&str>, Error> {
     Ok(names)
 }
 
+/// The arguments of `exec --cgroup`: controller to names; the empty controller is all of them.
+pub(super) fn parse_places(places: &[String]) -> Result<BTreeMap<&str, Vec<&str>>, Error> {
+    let mut parsed = BTreeMap::new();
+    for place in places {
+        let (controllers, path) = match place.split_once(':') {
+            Some((controllers, path)) => (controllers, path),
+            None if places.len() == 1 => ("", place.as_str()),
+            None => {
+                return Err(Error::Value(format!(
+                    "invalid --cgroup argument: {place} (missing <controller>: prefix)"
+                )));
+            }
+        };
+        for controller in controllers.split(',') {
+            if parsed.insert(controller, parse_sub(path)?).is_some() {
+                return Err(Error::Value(format!(
+                    "invalid --cgroup arguments: more than one path for controller {controller}"
+                )));
+            }
+        }
+    }
+    Ok(parsed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,6 +143,19 @@ mod tests {
         assert_eq!(parse_sub("").unwrap(), Vec::<&str>::new());
         for path in ["..", "a/../..", "/../x"] {
             assert!(matches!(parse_sub(path), Err(Error::SubPath(_))), "{path}");
+        }
+    }
+
+    #[test]
+    fn places_are_by_controller_or_for_all() {
+        let words = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let places = words(&["memory:m", "cpu,cpuacct:a/b"]);
+        let parsed = parse_places(&places).unwrap();
+        assert_eq!(parsed["cpuacct"], ["a", "b"]);
+        assert_eq!(parsed["memory"], ["m"]);
+        assert_eq!(parse_places(&words(&["x"])).unwrap()[""], ["x"]);
+        for bad in [&["a", "b"][..], &["cpu:a", "cpu:b"], &["cpu:../x"], &[".."]] {
+            assert!(parse_places(&words(bad)).is_err(), "{bad:?}");
         }
     }
 }

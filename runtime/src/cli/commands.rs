@@ -110,6 +110,7 @@ const fn switch(name: &'static str, short: &'static str, help: &'static str) -> 
 
 const BUNDLE: Flag = value("bundle", "b", "directory with config.json (default: the current one)");
 const CONSOLE: Flag = value("console-socket", "", "socket that gets the other end of the terminal");
+const PIDFD: Flag = value("pidfd-socket", "", "socket that gets the process' pidfd");
 const KEYRING: Flag =
     switch("no-new-keyring", "", "leave the caller's session keyring to the container");
 const NO_PIVOT: Flag = switch("no-pivot", "", "not supported; an error");
@@ -126,7 +127,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::new(
         ("create", "create a container"),
         ID,
-        &[BUNDLE, CONSOLE, PID_FILE, NO_PIVOT, KEYRING, PRESERVE, ROOTFS],
+        &[BUNDLE, CONSOLE, PIDFD, PID_FILE, NO_PIVOT, KEYRING, PRESERVE, ROOTFS],
         create,
     )
     .launching("create failed", 1),
@@ -135,6 +136,15 @@ pub(super) const COMMANDS: &[Command] = &[
         ID,
         &[switch("force", "f", "kill it first if it runs; none is fine, too")],
         delete,
+    ),
+    Command::new(
+        ("events", "print what a container uses, and when it ran out of memory"),
+        ID,
+        &[
+            value("interval", "", "time between two looks (default: 5s)"),
+            switch("stats", "", "look once"),
+        ],
+        events,
     ),
     Command::new(
         ("exec", "run one more program in a container"),
@@ -172,6 +182,7 @@ pub(super) const COMMANDS: &[Command] = &[
         &[
             BUNDLE,
             CONSOLE,
+            PIDFD,
             PID_FILE,
             NO_PIVOT,
             KEYRING,
@@ -197,6 +208,7 @@ pub(super) const COMMANDS: &[Command] = &[
 
 const EXEC: &[Flag] = &[
     CONSOLE,
+    PIDFD,
     value("cwd", "", "working directory in the container"),
     value("env", "e", "NAME=value, may be repeated"),
     switch("tty", "t", "allocate a terminal"),
@@ -210,7 +222,7 @@ const EXEC: &[Flag] = &[
     switch("no-new-privs", "", "set no_new_privs"),
     value("cap", "c", "one more capability, may be repeated"),
     PRESERVE,
-    value("cgroup", "", "directory below the container's cgroup"),
+    value("cgroup", "", "[controllers:]directory below the container's cgroup, may be repeated"),
     switch("ignore-paused", "", "allow it in a paused container"),
 ];
 
@@ -249,6 +261,7 @@ fn launch_options(parsed: &Parsed) -> Result<operation::create::Options> {
         id: id(parsed)?,
         bundle: path(parsed, "bundle").unwrap_or_else(|| PathBuf::from(".")),
         console_socket: path(parsed, "console-socket"),
+        pidfd_socket: path(parsed, "pidfd-socket"),
         pid_file: path(parsed, "pid-file"),
         keyring: if parsed.is_on("no-new-keyring") { Keyring::Inherited } else { Keyring::New },
         preserved: parsed.number("preserve-fds")?.unwrap_or(0),
@@ -297,6 +310,14 @@ fn delete(globals: &Globals, parsed: &Parsed) -> Result<Done> {
     Ok(Done::default())
 }
 
+fn events(globals: &Globals, parsed: &Parsed) -> Result<Done> {
+    use operation::events::{Until, parse_duration};
+    let interval = parse_duration(parsed.value("interval").unwrap_or("5s"))?;
+    let until = if parsed.is_on("stats") { Until::Once } else { Until::End(interval) };
+    operation::events::events(globals, &id(parsed)?, until)?;
+    Ok(Done::default())
+}
+
 fn exec(globals: &Globals, parsed: &Parsed) -> Result<Done> {
     use operation::exec::{Changes, Options, Paused, Source};
     let process = match path(parsed, "process") {
@@ -314,10 +335,6 @@ fn exec(globals: &Globals, parsed: &Parsed) -> Result<Done> {
             capabilities: parsed.values("cap"),
         })),
     };
-    let cgroups = parsed.values("cgroup");
-    if cgroups.len() > 1 {
-        return Err(usage("--cgroup: only one directory is supported"));
-    }
     let status = operation::exec::exec(
         globals,
         Options {
@@ -325,9 +342,10 @@ fn exec(globals: &Globals, parsed: &Parsed) -> Result<Done> {
             presence: presence(parsed),
             process,
             console_socket: path(parsed, "console-socket"),
+            pidfd_socket: path(parsed, "pidfd-socket"),
             pid_file: path(parsed, "pid-file"),
             preserved: parsed.number("preserve-fds")?.unwrap_or(0),
-            cgroup: cgroups.into_iter().next(),
+            cgroups: parsed.values("cgroup"),
             paused: if parsed.is_on("ignore-paused") { Paused::Wanted } else { Paused::Refused },
         },
     )?;
@@ -411,9 +429,9 @@ fn update(globals: &Globals, parsed: &Parsed) -> Result<Done> {
 fn resources(parsed: &Parsed) -> Result<Resources> {
     let text = |name: &str| parsed.value(name).map(str::to_owned);
     let memory = Memory {
-        limit: parsed.number("memory")?,
-        reservation: parsed.number("memory-reservation")?,
-        swap: parsed.number("memory-swap")?,
+        limit: size(parsed, "memory")?,
+        reservation: size(parsed, "memory-reservation")?,
+        swap: size(parsed, "memory-swap")?,
         ..Memory::default()
     };
     let cpu = Cpu {
@@ -429,4 +447,51 @@ fn resources(parsed: &Parsed) -> Result<Resources> {
     };
     let pids = parsed.number("pids-limit")?.map(|limit| Pids { limit: Some(limit) });
     Ok(Resources { memory: Some(memory), cpu: Some(cpu), pids, ..Resources::default() })
+}
+
+/// Bytes as Docker writes them: `1073741824`, `50M`, `1.5GiB`; -1 is no limit.
+fn size(parsed: &Parsed, name: &str) -> Result<Option<i64>> {
+    let Some(text) = parsed.value(name) else { return Ok(None) };
+    match bytes(text) {
+        Some(bytes) => Ok(Some(bytes)),
+        None => Err(usage(format!("invalid value for {name}: invalid size: {text:?}"))),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the bound is looked at first")]
+fn bytes(text: &str) -> Option<i64> {
+    if let Ok(number) = text.parse() {
+        return (number >= -1).then_some(number);
+    }
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, unit) = text.split_at(end);
+    let unit = unit.trim_start().to_ascii_lowercase();
+    let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let power = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == unit)?;
+    let scaled = number.parse::<f64>().ok()? * 1024_f64.powi(i32::try_from(power).ok()?);
+    (scaled < 9e18).then_some(scaled as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("-1", Some(-1)),
+            ("67108864", Some(64 << 20)),
+            ("50M", Some(50 << 20)),
+            ("1.5GiB", Some(3 << 29)),
+            ("2kb", Some(2048)),
+            ("7 b", Some(7)),
+            ("-2", None),
+            ("M", None),
+            ("1x", None),
+            ("9999999P", None),
+        ] {
+            assert_eq!(bytes(text), expected, "{text}");
+        }
+    }
 }

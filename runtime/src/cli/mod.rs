@@ -15,7 +15,7 @@ use commands::{Binary, COMMANDS, Command};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::log::{Format, Level, Log};
-use crate::operation::Globals;
+use crate::operation::{Globals, RootIs};
 use crate::spec::OCI_VERSION;
 use crate::state::{CgroupDriver, RootDirectory};
 
@@ -157,11 +157,12 @@ fn globals(parsed: &Parsed) -> Result<(Log, Globals)> {
     let least = if parsed.is_on("debug") { Level::Debug } else { Level::Warning };
     let file = parsed.value("log").map(Path::new);
     let root = absolute_root(parsed.value("root").unwrap_or(DEFAULT_ROOT))?;
+    let root_is = if parsed.value("root").is_some() { RootIs::AskedFor } else { RootIs::Default };
     let driver =
         if parsed.is_on("systemd-cgroup") { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs };
     let log = Log::open(file, format, least)?;
     // one for the operation, one for its failure
-    Ok((Log::open(file, format, least)?, Globals { root, driver, log }))
+    Ok((Log::open(file, format, least)?, Globals { root, root_is, driver, log }))
 }
 
 fn absolute_root(root: &str) -> Result<PathBuf> {

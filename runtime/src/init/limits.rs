@@ -1,17 +1,24 @@
 //! Scheduling, processors, I/O priority, memory policy and personality.
 
 use hallmark_sys::process;
+use rustix::io::Errno;
 use rustix::process::Rlimit;
+use rustix::thread::CpuSet;
 
 use super::{Common, Limits};
-
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::spec::{Plan, ProcessPlan};
 
 /// `process.scheduler`, `process.ioPriority` and `process.execCPUAffinity.final`.
 pub(super) fn schedule(plan: &ProcessPlan) -> Result<()> {
+    every_processor()?;
     if let Some(attributes) = &plan.scheduler {
-        process::set_scheduler(attributes).context(|| "scheduler")?;
+        process::set_scheduler(attributes).map_err(|error| match error.errno() {
+            // what sched_setattr(2) says of a processor list that is not every processor
+            Some(Errno::PERM) => Error::from(error)
+                .within("process scheduler can't be used together with AllowedCPUs"),
+            _ => Error::from(error).within("scheduler"),
+        })?;
     }
     if let Some(priority) = plan.io_priority {
         process::set_io_priority(priority).context(|| "ioPriority")?;
@@ -20,6 +27,13 @@ pub(super) fn schedule(plan: &ProcessPlan) -> Result<()> {
         rustix::thread::sched_setaffinity(None, cpus).context(|| "execCPUAffinity.final")?;
     }
     Ok(())
+}
+
+/// Undoes what whoever started the runtime was bound to: the cpuset alone says where a container runs.
+fn every_processor() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| cpus.set(cpu));
+    rustix::thread::sched_setaffinity(None, &cpus).context(|| "reset the processors")
 }
 
 /// `process.rlimits`, unless the runtime sets them.

@@ -22,7 +22,7 @@ mod rootfs;
 mod security;
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use serde_json::Value;
 
@@ -112,6 +112,8 @@ fn run(init: &mut Init<'_>) -> Result<Infallible> {
     let late = mounts::mount_all(init, &root)?;
     devices::make(plan, &root)?;
     run_runtime_hooks(init)?;
+    // where runc runs them: relative paths of such hooks are the container's
+    root.enter()?;
     hooks::run(&plan.hooks.create_container, "createContainer", &init.state)?;
     let console = match plan.process.terminal {
         Terminal::Yes(size) => Some(console::make(&init.common, &root, size)?),
@@ -151,10 +153,11 @@ fn harden_and_exec(common: &mut Common<'_>, state: &Value, plan: &Plan) -> Resul
     let mut state = state.clone();
     state["status"] = Status::Created.name().into();
     let start_hooks = hooks::with_default_env(&plan.hooks.start_container, program.env());
-    let prepared = hooks::run(&start_hooks, "startContainer", &state)
-        .and_then(|()| security::seccomp_late(common));
+    // a hook that runs inside is filtered as the program is
+    let prepared = security::seccomp_late(common, report.as_fd())
+        .and_then(|()| hooks::run(&start_hooks, "startContainer", &state));
     match prepared {
-        Ok(()) => program::exec(&program, common.preserved, &report),
+        Ok(()) => program::exec(&program, &report),
         Err(error) => program::fail(&report, &error),
     }
 }
@@ -164,6 +167,7 @@ fn secure(common: &Common<'_>) -> Result<program::Program> {
     label::set_apparmor(common)?;
     security::no_new_privileges(common.process)?;
     label::set_selinux(common)?;
+    program::close_the_hosts(common)?;
     security::deny_write_execute(common.hardening)?;
     security::seccomp_early(common)?;
     limits::resources(common)?;
@@ -193,8 +197,8 @@ fn run_exec(common: &mut Common<'_>, plan: &Plan) -> Result<Infallible> {
     let program = secure(common)?;
     common.end.send(&FromInit::Ready)?;
     let report = program::wait_for_go(common)?;
-    match security::seccomp_late(common) {
-        Ok(()) => program::exec(&program, common.preserved, &report),
+    match security::seccomp_late(common, report.as_fd()) {
+        Ok(()) => program::exec(&program, &report),
         Err(error) => program::fail(&report, &error),
     }
 }

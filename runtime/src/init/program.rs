@@ -4,7 +4,7 @@ use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use hallmark_sys::process::{self, Kept};
+use hallmark_sys::process;
 use rustix::fs::{Access, AtFlags, CWD, FileType};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -131,6 +131,19 @@ fn c_strings(texts: &[String]) -> Result<Vec<CString>> {
     texts.iter().map(|text| c_string(text)).collect()
 }
 
+/// Closes what this copy of the runtime was born with, directories of the host first of all, before it waits for the
+/// word to start: /proc/PID/fd of a waiting process is a way out for whoever may look into it (CVE-2016-9962).
+///
+/// Before seccomp, because a profile need not allow it. What stays is the way to whoever gives the word. Nothing else is
+/// used or dropped from here to exec, the procfs of `common` included.
+pub(super) fn close_the_hosts(common: &Common<'_>) -> Result<()> {
+    let mut kept = vec![common.end.as_fd()];
+    if let Go::Connection(listener) = &common.go {
+        kept.push(listener.as_fd());
+    }
+    Ok(process::close_all_but(common.preserved.saturating_add(3), &kept)?)
+}
+
 /// Waits; returns to whom a failure is told from now on.
 pub(super) fn wait_for_go(common: &Common<'_>) -> Result<Report> {
     match &common.go {
@@ -148,16 +161,20 @@ pub(super) fn wait_for_go(common: &Common<'_>) -> Result<Report> {
     }
 }
 
-/// Closes everything the program is not meant to have and becomes it.
+/// Becomes the program.
 ///
-/// All descriptors are really closed, because a path below /proc/self/fd is looked up before close-on-exec happens
-/// (CVE-2024-21626). One stays until then: the socket for the report, which leads to no file of the host.
-pub(super) fn exec(program: &Program, preserved: u32, report: &Report) -> ! {
+/// [`close_the_hosts`] has run: what is still open and not the program's are sockets, close-on-exec, which lead to no
+/// file, so a path below /proc/self/fd, looked up before close-on-exec happens, finds nothing (CVE-2024-21626).
+pub(super) fn exec(program: &Program, report: &Report) -> ! {
     let error = match (c_strings(&program.env), process::restore_signals()) {
         (Ok(env), Ok(())) => {
-            let kept =
-                Kept { first_closed: preserved.saturating_add(3), report: Some(report.as_fd()) };
-            Error::from(process::close_and_exec(&program.path, &program.args, &env, kept))
+            let failed = process::exec(&program.path, &program.args, &env);
+            match failed.errno() {
+                Some(errno) => {
+                    Error::from(errno).within(format!("exec {}", program.path.to_string_lossy()))
+                }
+                None => failed.into(),
+            }
         }
         (Err(error), _) => error,
         (_, Err(error)) => error.into(),

@@ -34,6 +34,11 @@ impl Root {
     ///
     /// # Errors
     /// The kernel's.
+    /// Makes it the working directory.
+    pub(crate) fn enter(&self) -> Result<()> {
+        rustix::process::fchdir(self).context(|| "fchdir(rootfs)")
+    }
+
     pub(crate) fn open(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         self.resolve(path, flags, ResolveFlags::empty())
     }

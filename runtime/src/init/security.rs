@@ -1,10 +1,13 @@
 //! `no_new_privs`, write-or-execute memory, and seccomp.
 //!
 //! seccomp without `no_new_privs` needs CAP_SYS_ADMIN, so it comes before the capabilities go; with it, it comes last,
-//! so that the profile has to allow as little as possible of what we do ourselves: `close_range` and `execve`.
+//! so that the profile has to allow as little as possible of what we do ourselves: `execve`, and what hooks do.
+
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Common;
 use crate::error::{Context, Result};
+use crate::handshake;
 use crate::spec::ProcessPlan;
 use crate::state::Hardening;
 
@@ -26,15 +29,19 @@ pub(super) fn deny_write_execute(hardening: &Hardening) -> Result<()> {
 }
 
 pub(super) fn seccomp_early(common: &Common<'_>) -> Result<()> {
-    if common.process.no_new_privileges { Ok(()) } else { seccomp(common) }
+    if common.process.no_new_privileges { Ok(()) } else { seccomp(common, common.end.as_fd()) }
 }
 
-pub(super) fn seccomp_late(common: &Common<'_>) -> Result<()> {
-    if common.process.no_new_privileges { seccomp(common) } else { Ok(()) }
+/// `runtime` is whoever gave the word to start.
+pub(super) fn seccomp_late(common: &Common<'_>, runtime: BorrowedFd<'_>) -> Result<()> {
+    if common.process.no_new_privileges { seccomp(common, runtime) } else { Ok(()) }
 }
 
-fn seccomp(common: &Common<'_>) -> Result<()> {
+fn seccomp(common: &Common<'_>, runtime: BorrowedFd<'_>) -> Result<()> {
     let Some(filter) = common.filter else { return Ok(()) };
-    // a profile that asks a supervisor is refused before the clone, so no listener comes back
-    filter.install().context(|| "unable to init seccomp").map(drop)
+    match filter.install().context(|| "unable to init seccomp")? {
+        // only a profile that asks a supervisor has one
+        Some(listener) => handshake::offer_listener(runtime, listener.as_fd()),
+        None => Ok(()),
+    }
 }

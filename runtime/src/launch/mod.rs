@@ -9,10 +9,11 @@ mod undo;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
+use hallmark_sys::seccomp::Listener;
 use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -35,6 +36,7 @@ use crate::state::{
     CgroupDriver, ContainerId, Directory, LiveProcess, Record, RootDirectory, SCHEMA_VERSION,
     Status, document, stat,
 };
+use crate::supervisor::{self, Supervisor};
 use crate::timestamp::Timestamp;
 
 use judge::Judged;
@@ -53,6 +55,8 @@ pub(crate) struct Request {
     pub(crate) rootfs_mounts: Option<PathBuf>,
     /// A connected socket that gets the terminal's other end.
     pub(crate) console: Option<OwnedFd>,
+    /// A connected socket that gets the first process' pidfd.
+    pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) start: Start,
 }
@@ -74,6 +78,7 @@ pub(crate) struct Launched {
     pub(crate) process: LiveProcess,
     pub(crate) cgroup: Cgroup,
     end: RuntimeEnd,
+    agent: Option<Supervisor>,
 }
 
 impl Launched {
@@ -83,7 +88,7 @@ impl Launched {
     /// Why it does not.
     pub(crate) fn go(&self) -> Result<()> {
         self.end.send(ToInit::Go)?;
-        self.end.until_exec()
+        self.end.until_exec(self.agent.as_ref())
     }
 }
 
@@ -135,9 +140,12 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
     let init = opened.into_init(plan, (shown, request.keyring), state, common);
     let process = make_process(init, &end, &mut undo)?;
     identify(&mut record, plan, process.pid)?;
+    send_pidfd(request.pidfd.take(), &process, "standard")?;
     settings.before(process.pid, &prepared.procfs, &end)?;
     run_runtime_hooks(plan, &record, undo.directory()?, &end)?;
-    end.expect(&FromInit::Ready)?;
+    let state = document(&record, Status::Creating, record.pid);
+    let agent = Supervisor::of(plan.seccomp.as_ref(), &process, state)?;
+    end.expect_beside(&FromInit::Ready, agent.as_ref())?;
     settings.limits(process.pid)?;
     undo.directory()?.write_state(&record.text()?)?;
     if let Some(path) = &request.pid_file {
@@ -145,7 +153,7 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
     }
     log.debug(&format!("{}: pid {}, verdict {}", request.id, record.pid, record.verdict));
     let (directory, cgroup) = undo.commit()?;
-    Ok(Launched { directory, record, process, cgroup, end })
+    Ok(Launched { directory, record, process, cgroup, end, agent })
 }
 
 /// Descriptors for the first process, which takes them with it.
@@ -192,8 +200,9 @@ fn shown_cgroups(plan: &Plan, procfs: &Procfs, cgroup: &Cgroup) -> Result<Option
 fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
     let procfs = Procfs::open()?;
     let mut judged = judge::judge(request, plan)?;
+    // they are in the audit log; a program in the foreground has our stderr to itself
     for warning in &judged.warnings {
-        log.warning(warning);
+        log.note(warning);
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(&plan.rootfs, flags, Mode::empty())
@@ -202,15 +211,19 @@ fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
     let volumes = std::mem::take(&mut judged.volumes);
     let binds = init::open_binds(plan, volumes, |maps| settle::user_namespace(maps, &procfs))?;
     let filter = plan.seccomp.as_ref().map(compile).transpose()?;
+    if let Some(filter) = &filter {
+        log.debug(&format!("seccomp filter flags: {}", filter.bits()));
+    }
     Ok(Prepared { procfs, judged, joined, binds, filter })
 }
 
-/// Compiles a profile, which must not need a supervisor.
+/// Compiles a profile; one that needs a supervisor must say where it is.
 pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
-    if profile.listener_path().is_some() {
-        return Err(Error::spec("linux.seccomp.listenerPath: not supported"));
+    let filter = crate::seccomp::compile(profile)?;
+    if filter.listener() == Listener::Wanted {
+        supervisor::require_path(profile)?;
     }
-    Ok(crate::seccomp::compile(profile)?)
+    Ok(filter)
 }
 
 fn make_cgroup(request: &Request, plan: &Plan, judged: &Judged) -> Result<NewCgroup> {
@@ -340,6 +353,13 @@ fn identify(record: &mut Record, plan: &Plan, pid: Pid) -> Result<()> {
         .map(|kind| (kind.name().to_owned(), format!("/proc/{}/ns/{}", record.pid, kind.file())))
         .collect();
     Ok(())
+}
+
+/// Gives the process itself to whoever asked for it at `--pidfd-socket`.
+pub(crate) fn send_pidfd(socket: Option<OwnedFd>, process: &LiveProcess, name: &str) -> Result<()> {
+    let Some(socket) = socket else { return Ok(()) };
+    handshake::send_descriptor(socket.as_fd(), process.pidfd.as_fd(), name.as_bytes())
+        .context(|| "send the pidfd")
 }
 
 /// Written whole or not at all: whoever waits for the file must not read half a number.

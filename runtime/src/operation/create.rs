@@ -15,6 +15,7 @@ pub(crate) struct Options {
     pub(crate) id: ContainerId,
     pub(crate) bundle: PathBuf,
     pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) pidfd_socket: Option<PathBuf>,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) keyring: Keyring,
     pub(crate) preserved: u32,
@@ -46,6 +47,7 @@ pub(super) fn request(globals: &Globals, options: Options, start: Start) -> Resu
         preserved: options.preserved,
         rootfs_mounts: options.rootfs_mounts,
         console: options.console_socket.as_deref().map(connect_console).transpose()?,
+        pidfd: options.pidfd_socket.as_deref().map(connect_console).transpose()?,
         pid_file: options.pid_file,
         start,
     })

@@ -9,12 +9,13 @@ use super::run::{console_pair, receive_master};
 use super::{Globals, Presence, connect_console, foreground, require_console, require_preserved};
 use crate::cgroup::Join;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
+use crate::handshake::{self, Agent, FromInit, RuntimeEnd, ToInit};
 use crate::init::{self, Common, ConsoleSocket, Go};
 use crate::launch::{self, Settings};
 use crate::procfs::Procfs;
 use crate::spec::{self, Kind, Plan, ProcessPlan, Terminal};
-use crate::state::{Container, ContainerId, Held, LiveProcess};
+use crate::state::{Container, ContainerId, Held, LiveProcess, Status, document};
+use crate::supervisor::Supervisor;
 
 /// What the command line says.
 #[derive(Debug)]
@@ -23,10 +24,11 @@ pub(crate) struct Options {
     pub(crate) presence: Presence,
     pub(crate) process: Source,
     pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) pidfd_socket: Option<PathBuf>,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) preserved: u32,
-    /// `--cgroup`: a directory below the container's.
-    pub(crate) cgroup: Option<String>,
+    /// `--cgroup`: directories below the container's.
+    pub(crate) cgroups: Vec<String>,
     pub(crate) paused: Paused,
 }
 
@@ -81,11 +83,14 @@ pub(crate) fn exec(globals: &Globals, options: Options) -> Result<u8> {
     }
     let job = Job { held: &held, first: &first, plan: &plan, process: &process };
     let (child, end) = add(&job, &options, console)?;
-    let settled = settle(&job, &options, &child, &end);
+    let state = document(&held.record, Status::Running, held.record.pid);
+    let agent = Supervisor::of(plan.seccomp.as_ref(), &child, state)?;
+    let settled = settle(&job, &options, &child, (&end, agent.as_ref()));
     let master = settled.and_then(|()| receive_master(ours));
+    globals.log.debug(&format!("{}: exec: pid {}", options.id, child.pid.as_raw_nonzero()));
     let ran = master.and_then(|master| {
         end.send(ToInit::Go)?;
-        end.until_exec().map(|()| master)
+        end.until_exec(agent.as_ref()).map(|()| master)
     });
     match ran {
         Ok(_) if options.presence == Presence::Detached => Ok(0),
@@ -169,9 +174,11 @@ fn add(
     let procfs = Procfs::open()?;
     let filter = job.plan.seccomp.as_ref().map(launch::compile).transpose()?;
     let cgroup = job.held.cgroup()?;
-    let join = match &options.cgroup {
-        Some(below) => cgroup.join_sub(below)?,
-        None => cgroup.join()?,
+    let join = match &options.cgroups[..] {
+        [] => cgroup.join()?,
+        places => cgroup
+            .join_places(places)
+            .context(|| "error adding pid of the new process to cgroups")?,
     };
     let kinds: Vec<Kind> = Kind::ALL
         .into_iter()
@@ -194,7 +201,9 @@ fn add(
     // a container that manages control groups itself keeps no process in the one it was given: then beside its first
     let beside;
     let cloned = match clone_into(&join) {
-        Err(error) if error.kind() == hallmark_sys::ErrorKind::Busy && options.cgroup.is_none() => {
+        Err(error)
+            if error.kind() == hallmark_sys::ErrorKind::Busy && options.cgroups.is_empty() =>
+        {
             beside = cgroup.join_beside(job.first.pid)?;
             common.join = &beside;
             clone_into(&beside)
@@ -229,10 +238,17 @@ fn become_stage(job: &Job<'_>, common: Common<'_>, kinds: &[Kind]) -> ! {
     }
 }
 
-fn settle(job: &Job<'_>, options: &Options, child: &LiveProcess, end: &RuntimeEnd) -> Result<()> {
+fn settle(
+    job: &Job<'_>,
+    options: &Options,
+    child: &LiveProcess,
+    (end, agent): (&RuntimeEnd, Agent<'_>),
+) -> Result<()> {
+    let pidfd = options.pidfd_socket.as_deref().map(connect_console).transpose()?;
+    launch::send_pidfd(pidfd, child, "setns")?;
     let settings = job.settings();
     settings.oom_score(child.pid, &Procfs::open()?)?;
-    end.expect(&FromInit::Ready)?;
+    end.expect_beside(&FromInit::Ready, agent)?;
     settings.limits(child.pid)?;
     match &options.pid_file {
         Some(path) => launch::write_pid_file(path, child.pid).context(|| "exec"),

@@ -25,7 +25,8 @@ pub(crate) fn features() -> String {
                 "enabled": true,
                 "actions": [
                     "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
-                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE",
+                    "SCMP_ACT_TRAP",
                 ],
                 "operators": [
                     "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
@@ -33,7 +34,7 @@ pub(crate) fn features() -> String {
                 ],
                 "archs": ["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
                 "knownFlags": KNOWN_SECCOMP_FLAGS,
-                "supportedFlags": SUPPORTED_SECCOMP_FLAGS,
+                "supportedFlags": KNOWN_SECCOMP_FLAGS,
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
@@ -60,10 +61,6 @@ const KNOWN_SECCOMP_FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_TSYNC",
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
-
-/// The last one is about a supervisor, which is refused.
-const SUPPORTED_SECCOMP_FLAGS: [&str; 3] =
-    ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"];
 
 #[cfg(test)]
 mod tests {

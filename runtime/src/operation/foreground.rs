@@ -6,7 +6,7 @@ use hallmark_sys::process::{read_signal, signal_descriptor};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus};
-use rustix::termios::{OptionalActions, Termios};
+use rustix::termios::{OptionalActions, OutputModes, Termios};
 
 use crate::error::{Context, Error, Result};
 use crate::state::LiveProcess;
@@ -50,6 +50,20 @@ pub(super) fn wait(process: &LiveProcess, master: Option<Master>) -> Result<u8> 
     }
     drop(raw);
     reap(process)
+}
+
+impl Master {
+    /// Lines come out as the program wrote them, as from a pipe: a terminal at our end adds what it needs itself.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn with_plain_lines(self) -> Result<Self> {
+        let mut modes = rustix::termios::tcgetattr(&self.0).context(|| "tcgetattr")?;
+        modes.output_modes.remove(OutputModes::ONLCR);
+        rustix::termios::tcsetattr(&self.0, OptionalActions::Now, &modes)
+            .context(|| "tcsetattr")?;
+        Ok(self)
+    }
 }
 
 /// Collects the exit status of a child that has ended or is about to.
@@ -216,6 +230,8 @@ impl RawTerminal {
         resize(&master.0)?;
         let mut raw = before.clone();
         raw.make_raw();
+        // lines still begin at the left: the program's own terminal leaves that to this one
+        raw.output_modes |= before.output_modes & OutputModes::OPOST;
         rustix::termios::tcsetattr(stdin, OptionalActions::Now, &raw).context(|| "tcsetattr")?;
         Ok(Some(Self(before)))
     }

@@ -2,10 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use serde_json::Value;
-
-use super::{Globals, state};
-use crate::error::{Context, ErrorKind, Result};
+use super::state::{self, Description};
+use super::{Globals, RootIs};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::state::{Container, RootDirectory};
 
 /// How the list looks.
@@ -17,16 +16,20 @@ pub(crate) enum Format {
 }
 
 pub(crate) fn list(globals: &Globals, format: Format) -> Result<String> {
-    let mut containers: Vec<Value> = Vec::new();
-    if let Some(root) = RootDirectory::open(&globals.root)? {
+    let mut containers: Vec<Description> = Vec::new();
+    let root = RootDirectory::open(&globals.root)?;
+    if root.is_none() && globals.root_is == RootIs::AskedFor {
+        let root = globals.root.display();
+        return Err(Error::new(ErrorKind::Usage, format!("--root {root}: no such directory")));
+    }
+    if let Some(root) = root {
         let owner = owner(globals)?;
         for id in root.ids()? {
             let loaded = root.container(&id).and_then(Container::of);
             match loaded {
                 Ok(container) => {
-                    let mut value = state::describe(&container);
-                    value["owner"] = owner.clone().into();
-                    containers.push(value);
+                    let described = state::describe(&container);
+                    containers.push(Description { owner: owner.clone(), ..described });
                 }
                 // being made, or deleted meanwhile
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -35,10 +38,10 @@ pub(crate) fn list(globals: &Globals, format: Format) -> Result<String> {
         }
     }
     Ok(match format {
-        Format::Ids => containers.iter().map(|c| format!("{}\n", text(c, "id"))).collect(),
+        Format::Ids => containers.iter().map(|container| format!("{}\n", container.id)).collect(),
         Format::Json if containers.is_empty() => "null\n".to_owned(),
-        Format::Json => format!("{}\n", Value::from(containers)),
-        Format::Table => table(&containers),
+        Format::Json => format!("{}\n", serde_json::to_string(&containers)?),
+        Format::Table => table(containers.iter().map(row)),
     })
 }
 
@@ -47,22 +50,24 @@ fn owner(globals: &Globals) -> Result<String> {
     Ok(if uid == 0 { "root".to_owned() } else { format!("#{uid}") })
 }
 
-fn text(container: &Value, key: &str) -> String {
-    match container.get(key) {
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-        None => String::new(),
-    }
+fn row(container: &Description) -> [String; 6] {
+    [
+        container.id.clone(),
+        container.pid.to_string(),
+        container.status.to_owned(),
+        container.bundle.display().to_string(),
+        container.created.clone(),
+        container.owner.clone(),
+    ]
 }
 
-fn table(containers: &[Value]) -> String {
-    let keys = ["id", "pid", "status", "bundle", "created", "owner"];
-    let mut rows = vec![keys.map(str::to_uppercase)];
-    rows.extend(containers.iter().map(|container| keys.map(|key| text(container, key))));
+fn table(containers: impl Iterator<Item = [String; 6]>) -> String {
+    let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
+    rows.extend(containers);
     let width = |column: usize| {
         rows.iter().map(|row| row.get(column).map_or(0, String::len)).max().unwrap_or(0).max(11)
     };
-    let widths: Vec<usize> = (0..keys.len()).map(width).collect();
+    let widths: Vec<usize> = (0..6).map(width).collect();
     let mut table = String::new();
     for row in &rows {
         for (cell, width) in row.iter().zip(&widths) {
@@ -80,9 +85,8 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let one = serde_json::json!({"id": "a-long-container-name", "pid": 7, "status": "running",
-            "bundle": "/b", "created": "now", "owner": "root"});
-        let table = table(&[one]);
+        let one = ["a-long-container-name", "7", "running", "/b", "now", "root"].map(str::to_owned);
+        let table = table([one].into_iter());
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0].find("PID"), lines[1].find('7'));

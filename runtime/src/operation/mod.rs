@@ -2,6 +2,7 @@
 
 pub(crate) mod create;
 pub(crate) mod delete;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod features;
 mod foreground;
@@ -30,8 +31,16 @@ use crate::state::CgroupDriver;
 pub(crate) struct Globals {
     /// `--root`.
     pub(crate) root: PathBuf,
+    pub(crate) root_is: RootIs,
     pub(crate) driver: CgroupDriver,
     pub(crate) log: Log,
+}
+
+/// Whose choice the state directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RootIs {
+    AskedFor,
+    Default,
 }
 
 /// Connects to the socket of whoever waits for a terminal.

@@ -76,5 +76,7 @@ pub(super) fn console_pair() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 pub(super) fn receive_master(ours: Option<OwnedFd>) -> Result<Option<Master>> {
-    ours.map(|near| handshake::receive_descriptor(near.as_fd()).map(Master)).transpose()
+    let receive =
+        |near: OwnedFd| Master(handshake::receive_descriptor(near.as_fd())?).with_plain_lines();
+    ours.map(receive).transpose()
 }

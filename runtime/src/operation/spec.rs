@@ -56,10 +56,7 @@ fn example() -> Value {
         "mounts": mounts(),
         "linux": {
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-            "namespaces": [
-                {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
-                {"type": "cgroup"},
-            ],
+            "namespaces": namespaces(&["pid", "network", "ipc", "uts", "mount"]),
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
                 "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",
@@ -67,6 +64,16 @@ fn example() -> Value {
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     })
+}
+
+/// Without cgroup v2 a namespace of one's own hides less, and runc's example has none either.
+fn namespaces(kinds: &[&str]) -> Value {
+    /// `CGROUP2_SUPER_MAGIC` of <linux/magic.h>.
+    const CGROUP2: u64 = 0x6367_7270;
+    let unified = rustix::fs::statfs("/sys/fs/cgroup")
+        .is_ok_and(|fs| u64::try_from(fs.f_type) == Ok(CGROUP2));
+    let own = unified.then_some("cgroup");
+    kinds.iter().copied().chain(own).map(|kind| json!({"type": kind})).collect()
 }
 
 fn mounts() -> Value {
@@ -94,9 +101,7 @@ fn rootless(mut example: Value) -> Value {
     if let Some(linux) = linux.as_object_mut() {
         linux.remove("resources");
     }
-    linux["namespaces"] = json!([
-        {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"}, {"type": "user"},
-    ]);
+    linux["namespaces"] = namespaces(&["pid", "ipc", "uts", "mount", "user"]);
     linux["uidMappings"] = json!([{"containerID": 0, "hostID": uid, "size": 1}]);
     linux["gidMappings"] = json!([{"containerID": 0, "hostID": gid, "size": 1}]);
     if let Some(mounts) = example["mounts"].as_array_mut() {

@@ -8,6 +8,7 @@ use crate::handshake;
 use crate::hooks;
 use crate::spec::Plan;
 use crate::state::{Container, ContainerId, Created, Held, LiveProcess, Running, Status, document};
+use crate::supervisor::Supervisor;
 
 pub(crate) fn start(globals: &Globals, id: &ContainerId) -> Result<()> {
     let refused = |what: &str| Err(Error::new(ErrorKind::State, what));
@@ -35,13 +36,27 @@ impl Created {
         .context(what)?;
         let address = SocketAddrUnix::new(self.held.directory.start_address()).context(what)?;
         rustix::net::connect(&socket, &address).context(what)?;
-        if let Some(message) = handshake::receive(std::os::fd::AsFd::as_fd(&socket))? {
+        let agent = self.agent()?;
+        let socket = std::os::fd::AsFd::as_fd(&socket);
+        if let Some(message) = handshake::receive_beside(socket, agent.as_ref())? {
             return Err(handshake::unexpected(Some(message), "exec"));
         }
         self.held.directory.remove_start()?;
         let Self { held, process } = self;
         poststart(&held, &process)?;
         Ok(Running { held, process })
+    }
+
+    /// What takes the seccomp listener that comes after the word to start.
+    fn agent(&self) -> Result<Option<Supervisor>> {
+        let record = &self.held.record;
+        // parsing again is worth it only if there is something to find
+        if !record.config.get().contains("\"listenerPath\"") {
+            return Ok(None);
+        }
+        let plan = Plan::parse(record.config.get().as_bytes(), &record.bundle)?;
+        let state = document(record, Status::Created, record.pid);
+        Supervisor::of(plan.seccomp.as_ref(), &self.process, state)
     }
 }
 

@@ -95,6 +95,17 @@ impl Filter {
         self.flags
     }
 
+    /// All flags as seccomp(2) takes them, the listener's included.
+    #[must_use]
+    pub const fn bits(&self) -> u64 {
+        /// `SECCOMP_FILTER_FLAG_NEW_LISTENER` of <linux/seccomp.h>.
+        const NEW_LISTENER: u64 = 1 << 3;
+        match self.listener {
+            Listener::Wanted => self.flags.bits() | NEW_LISTENER,
+            Listener::Absent => self.flags.bits(),
+        }
+    }
+
     /// Whether a supervisor decides on some calls, so that [`install`](Self::install) returns its descriptor.
     #[must_use]
     pub const fn listener(&self) -> Listener {
@@ -128,7 +139,10 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, Error> {
     if program.len() > MAX_INSTRUCTIONS {
         return Err(Error::TooLong(program.len()));
     }
-    let flags = profile.flags().iter().flatten().map(|flag| match flag {
+    // runc's default where the profile says nothing, which is not the same as an empty list
+    let unsaid = [LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow];
+    let said = profile.flags().as_deref().unwrap_or(&unsaid);
+    let flags = said.iter().map(|flag| match flag {
         LinuxSeccompFilterFlag::SeccompFilterFlagLog => FilterFlags::LOG,
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FilterFlags::SPEC_ALLOW,
         LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
