@@ -65,7 +65,7 @@ enum Command {
     Test,
     /// Run the table of tests on this machine only
     Host {
-        /// Only tests whose names contain this
+        /// Only tests whose names contain this, or one of A|B|C
         #[arg(default_value = "")]
         filter: String,
         /// Which snapshotter and runtime; "stock" proves the fixtures themselves
@@ -74,7 +74,7 @@ enum Command {
     },
     /// Boot the guest and run the table of tests there
     Guest {
-        /// Only tests whose names contain this
+        /// Only tests whose names contain this, or one of A|B|C
         #[arg(default_value = "")]
         filter: String,
         /// Which snapshotter and runtime; "stock" proves the fixtures themselves

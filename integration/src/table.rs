@@ -144,10 +144,11 @@ impl std::fmt::Display for Counts {
     }
 }
 
-/// Runs the tests whose names contain `filter`, prints a line each, and counts.
+/// Runs the tests whose names contain a part of `filter`, which `|` divides, prints a line each, and counts.
 pub(crate) fn run(tests: &[Test], bench: &mut Bench, filter: &str) -> Result<Counts> {
     let mut counts = Counts::default();
-    for test in tests.iter().filter(|test| test.name.contains(filter)) {
+    let wanted = |test: &&Test| filter.split('|').any(|part| test.name.contains(part));
+    for test in tests.iter().filter(wanted) {
         let missing = test.needs.iter().find(|need| !need.is_met());
         match (missing, bench.site) {
             (Some(need), Site::Host) => {
