@@ -5,9 +5,9 @@ PREPARE = hack/prepare
 LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmark-seal \
             --package hallmark-trust --package hallmark-sys
 
-.PHONY: help demo test check guest build clean
+.PHONY: help demo test check guest build conformance-runc clean
 help: ## what there is
-	@sed -n 's/^\([a-z]*\): ## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
 	@$(PREPARE) && $(INTEGRATION) demo
 test: ## every test: the workspace's, on this machine, in the guest
@@ -22,6 +22,8 @@ check: ## format, lints and the libraries' tests, in seconds once built
 build: ## the four programs, static, in target/
 	@$(PREPARE)
 	cargo build --release --workspace
+conformance-runc: build ## runc's own suite against our runtime, in ten minutes or so
+	hack/conformance-runc
 clean: ## remove what was built, the cache of components and images too
 	cargo clean
 	rm -rf .cache
