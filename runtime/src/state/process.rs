@@ -108,6 +108,8 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(line, "named\n");
-        assert_eq!(found.unwrap().unwrap().unwrap().state, 'S');
+        // running or asleep, but no zombie, as its name would have it
+        let state = found.unwrap().unwrap().unwrap().state;
+        assert!(matches!(state, 'R' | 'S' | 'D'), "{state}");
     }
 }
