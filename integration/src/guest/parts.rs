@@ -54,6 +54,8 @@ const MODULES: &[&str] = &[
     "xt_nat",
     "xt_multiport",
     "xt_mark",
+    // netlink of IPsec, which nerdctl opens for statistics
+    "xfrm_user",
 ];
 
 /// Programs of a newer Debian, usable on this machine: QEMU, OVMF, EROFS tools.
