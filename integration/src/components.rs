@@ -71,7 +71,7 @@ const MODULES: &[Module] = &[
         name: "nerdctl-2.3.5",
         path: "github.com/containerd/nerdctl/v2",
         version: "v2.3.5",
-        sum: "h1:auYeWpXIM29NUvqWxFvar8HIbSVrGBn6dRPx45rrUApY=",
+        sum: "h1:auYeWpIM29NUvqWxFvar8HIbSVrGBn6dRPx45rrUApY=",
         mod_sum: "h1:j2i2sTqQ0Z9YaZDI8XroU+NYtP5C1jC4mjtuvYvV0TE=",
         checked_by: CheckedBy::Pin,
         cgo: Cgo::Off,
