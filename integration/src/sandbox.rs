@@ -11,6 +11,7 @@
 //! namespace owns (loop and device-mapper devices, cgroups, files) is removed by `supervise`.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -19,9 +20,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use crate::cache::{Cache, is_there, remove_tree};
+use crate::cache::{Cache, is_there, remove_tree, source_root};
 use crate::cgroups;
 use crate::devices;
 use crate::run::Run;
@@ -151,9 +154,42 @@ pub(crate) fn adopt(work: &mut Command) -> Result<u8> {
     }
 }
 
+/// A directory that the private ones would hide, held open to be shown again at its place.
+struct Kept {
+    path: PathBuf,
+    tree: OwnedFd,
+}
+
+/// What the run needs of a checkout, a cache or a target directory below /tmp or /run.
+fn kept(dir: &Path) -> Result<Vec<Kept>> {
+    let program = std::env::current_exe()?;
+    let cache = dir.ancestors().nth(2).context("a run directory has no cache")?;
+    let mut kept: Vec<Kept> = Vec::new();
+    for path in [&source_root(), cache, program.parent().context("no directory")?] {
+        let hidden = path.starts_with("/tmp") || path.starts_with("/run");
+        if !hidden || kept.iter().any(|other| path.starts_with(&other.path)) {
+            continue;
+        }
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
+        let tree = open_tree(CWD, path, flags)
+            .with_context(|| format!("open_tree({})", path.display()))?;
+        kept.push(Kept { path: path.to_owned(), tree });
+    }
+    Ok(kept)
+}
+
+fn show_again(kept: &Kept) -> Result<()> {
+    fs::create_dir_all(&kept.path)?;
+    move_mount(kept.tree.as_fd(), "", CWD, &kept.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .with_context(|| format!("move_mount({})", kept.path.display()))
+}
+
 /// The machine's own directories stay as they are: the run sees overlays and empty ones.
 fn private_directories(dir: &Path) -> Result<()> {
     mount(&["--make-rshared", "/"])?;
+    let kept = kept(dir)?;
     for place in ["/etc", "/var/lib", "/var/log", "/opt"] {
         let name = place.trim_start_matches('/').replace('/', "-");
         let (upper, work) = (dir.join(&name), dir.join(format!("{name}.work")));
@@ -176,6 +212,7 @@ fn private_directories(dir: &Path) -> Result<()> {
         crate::files::set_mode(&source, if name == "tmp" { 0o1777 } else { 0o755 })?;
         bind(&source, Path::new(target))?;
     }
+    kept.iter().try_for_each(show_again)?;
     for place in [
         "/etc/hallmark",
         "/etc/containerd",
@@ -185,6 +222,20 @@ fn private_directories(dir: &Path) -> Result<()> {
         "/var/log/hallmark",
     ] {
         remove_tree(Path::new(place))?;
+    }
+    Ok(())
+}
+
+/// The cache and this program stay where they are, also below a place that is covered: a checkout
+/// may lie in `/tmp`.
+fn keep_visible(dir: &Path, cover: &Path, place: &Path) -> Result<()> {
+    let program = std::env::current_exe()?;
+    // the run's directory is `<cache>/run/<number>`
+    let cache = dir.ancestors().nth(2);
+    for needed in [cache, program.parent()].into_iter().flatten() {
+        if let Ok(below) = needed.strip_prefix(place) {
+            bind(needed, &cover.join(below))?;
+        }
     }
     Ok(())
 }
