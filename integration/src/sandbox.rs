@@ -226,20 +226,6 @@ fn private_directories(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The cache and this program stay where they are, also below a place that is covered: a checkout
-/// may lie in `/tmp`.
-fn keep_visible(dir: &Path, cover: &Path, place: &Path) -> Result<()> {
-    let program = std::env::current_exe()?;
-    // the run's directory is `<cache>/run/<number>`
-    let cache = dir.ancestors().nth(2);
-    for needed in [cache, program.parent()].into_iter().flatten() {
-        if let Ok(below) = needed.strip_prefix(place) {
-            bind(needed, &cover.join(below))?;
-        }
-    }
-    Ok(())
-}
-
 fn clear_copy(dir: &Path) -> Result<()> {
     match fs::read_dir(dir)?.next() {
         None => Ok(()),
