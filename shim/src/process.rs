@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix_libc_wrappers::process::SignalExt;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
@@ -133,12 +134,12 @@ impl Process {
     /// Signals this very process.
     ///
     /// # Errors
-    /// It is gone, was never made, or the signal has no name (real-time signals).
+    /// It is gone, was never made, or the number is no signal, or one that C libraries keep for themselves (32 to 34).
     pub(crate) fn signal(&self, signal: u32) -> Result<()> {
         let invalid = || Error::Invalid {
             what: "signal",
             value: signal.to_string(),
-            reason: "not a signal with a name".to_owned(),
+            reason: "expected 1 to 31, or 35 to 64".to_owned(),
         };
         let inner = lock(&self.inner);
         if inner.phase == Phase::Created {
@@ -147,7 +148,7 @@ impl Process {
         }
         let handle = inner.handle.as_ref().ok_or(Error::Finished)?;
         let raw = i32::try_from(signal).map_err(|_error| invalid())?;
-        let signal = Signal::from_named_raw(raw).ok_or_else(invalid)?;
+        let signal = Signal::from_raw(raw).ok_or_else(invalid)?;
         match pidfd_send_signal(handle, signal) {
             Err(rustix::io::Errno::SRCH) => Err(Error::Finished),
             result => result.map_err(Error::io("signal", &self.exec_id)),

@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus};
 use rustix::termios::{OptionalActions, OutputModes, Termios};
+use rustix_libc_wrappers::process::SignalExt;
 
 use crate::error::{Context, Error, Result};
 use crate::state::LiveProcess;
@@ -18,9 +19,10 @@ pub(crate) struct Master(pub(crate) OwnedFd);
 /// What `run` and `exec` exit with for a program that a signal ended: 128 and its number.
 const SIGNALLED: i32 = 128;
 
-/// Signals that are passed on. Those of a stopped terminal reader or writer are ours to have.
+/// Signals that are passed on, real-time ones too. Those of a stopped terminal reader or writer are ours to have.
 fn passed_on() -> Vec<i32> {
     (1..=31)
+        .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
         .filter(|signal| {
             ![libc::SIGKILL, libc::SIGSTOP, libc::SIGCHLD, libc::SIGTTIN, libc::SIGTTOU, libc::SIGURG]
                 .contains(signal)
@@ -127,7 +129,7 @@ fn pass_on(process: &LiveProcess, signals: BorrowedFd<'_>, relay: Option<&Relay>
             resize(&relay.master)?;
             continue;
         }
-        let Some(signal) = Signal::from_named_raw(number) else { continue };
+        let Some(signal) = Signal::from_raw(number) else { continue };
         match rustix::process::pidfd_send_signal(&process.pidfd, signal) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(errno) => return Err(errno).context(|| format!("pass on signal {number}")),
@@ -251,7 +253,8 @@ mod tests {
     #[test]
     fn faults_of_our_own_are_not_passed_on() {
         let list = passed_on();
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGWINCH, libc::SIGUSR1] {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGWINCH, libc::SIGUSR1, 37]
+        {
             assert!(list.contains(&signal), "{signal}");
         }
         for signal in [libc::SIGKILL, libc::SIGCHLD, libc::SIGSEGV] {

@@ -2,6 +2,7 @@
 
 use rustix::io::Errno;
 use rustix::process::Signal;
+use rustix_libc_wrappers::process::SignalExt;
 
 use super::Globals;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -58,6 +59,9 @@ fn dies_with_its_first(held: &Held) -> Result<bool> {
 }
 
 /// A number, or a name with or without `SIG`, in any case; `None` for 0.
+///
+/// Real-time signals have numbers only, as in runc. The images of systemd stop by one (`STOPSIGNAL SIGRTMIN+3` is 37).
+/// Those that C libraries keep for themselves, 32 to 34, are unknown.
 fn parse(text: &str) -> Result<Option<Signal>> {
     let unknown = || Error::new(ErrorKind::Usage, format!("unknown signal {text:?}"));
     let upper = text.to_ascii_uppercase();
@@ -69,7 +73,7 @@ fn parse(text: &str) -> Result<Option<Signal>> {
             NAMES.iter().find(|(known, _)| *known == name).ok_or_else(unknown)?.1
         }
     };
-    Signal::from_named_raw(number).map(Some).ok_or_else(unknown)
+    Signal::from_raw(number).map(Some).ok_or_else(unknown)
 }
 
 const NAMES: [(&str, i32); 34] = [
@@ -119,7 +123,8 @@ mod tests {
             assert_eq!(parse(text).unwrap(), Some(Signal::KILL), "{text}");
         }
         assert_eq!(parse("0").unwrap(), None);
-        for text in ["", "SIG", "NOPE", "-1", "4000"] {
+        assert_eq!(parse("37").unwrap().map(Signal::as_raw), Some(37), "a real-time signal");
+        for text in ["", "SIG", "NOPE", "-1", "33", "65", "4000"] {
             assert!(parse(text).unwrap_err().to_string().starts_with("unknown signal"), "{text}");
         }
     }
