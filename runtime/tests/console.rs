@@ -130,6 +130,47 @@ fn run_relays_what_is_typed_and_written() {
     bundle.assert_nothing_left();
 }
 
+/// Both buffers of the terminal are full by then: whoever relays must not wait for one before it empties the other.
+#[test]
+fn a_program_may_write_much_before_it_reads_much() {
+    if skipped() {
+        return;
+    }
+    let bundle = with_terminal(
+        "stty raw -echo; echo ready; i=0; while [ $i -lt 4000 ]; do echo 0123456789012345678901234567890123456789; \
+         i=$((i + 1)); done; head -c 100000 >/dev/null; echo took it",
+    );
+    let dir = bundle.path("");
+    let mut command = bundle.command(&["run", "--bundle", dir.to_str().unwrap(), bundle.id()]);
+    let mut child = command
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut typing, mut shown) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut first = [0; 5];
+    shown.read_exact(&mut first).unwrap();
+    std::thread::spawn(move || typing.write_all(&[b'x'; 100_000]));
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut all = String::new();
+        drop(shown.read_to_string(&mut all));
+        send.send(all)
+    });
+    let all = receive.recv_timeout(std::time::Duration::from_secs(60));
+    if all.is_err() {
+        drop(bundle.runtime(&["kill", "ID", "KILL"]));
+    }
+    child.wait().unwrap();
+    let all = all.unwrap();
+    assert!(
+        all.ends_with("took it\n"),
+        "{} bytes, at the end {:?}",
+        all.len(),
+        all.get(all.len().saturating_sub(20)..)
+    );
+}
+
 #[test]
 fn a_terminal_needs_somebody_at_its_other_end() {
     if skipped() {

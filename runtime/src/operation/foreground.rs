@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hallmark_sys::process::{read_signal, signal_descriptor};
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus};
 use rustix::termios::{OptionalActions, OutputModes, Termios};
@@ -41,7 +42,7 @@ pub(super) fn wait(process: &LiveProcess, master: Option<Master>) -> Result<u8> 
         Some(master) => RawTerminal::enter(master)?,
         None => None,
     };
-    let mut relay = master.map(Relay::new);
+    let mut relay = master.map(Relay::new).transpose()?;
     loop {
         if step(process, signals.as_fd(), relay.as_mut())? == Step::Ended {
             break;
@@ -90,35 +91,42 @@ enum Step {
     On,
 }
 
-fn step(process: &LiveProcess, signals: BorrowedFd<'_>, relay: Option<&mut Relay>) -> Result<Step> {
+fn step(
+    process: &LiveProcess,
+    signals: BorrowedFd<'_>,
+    mut relay: Option<&mut Relay>,
+) -> Result<Step> {
     let mut polled =
         vec![PollFd::new(&process.pidfd, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
     let stdin = rustix::stdio::stdin();
-    if let Some(relay) = &relay {
-        polled.push(PollFd::new(&relay.master, PollFlags::IN));
-        if relay.input == Input::Open {
-            polled.push(PollFd::new(&stdin, PollFlags::IN));
-        }
+    let (wanted, reads) = relay.as_ref().map_or((PollFlags::empty(), false), |r| r.wants());
+    if let Some(relay) = &relay
+        && !wanted.is_empty()
+    {
+        polled.push(PollFd::new(&relay.master, wanted));
+    }
+    if reads {
+        polled.push(PollFd::new(&stdin, PollFlags::IN));
     }
     match rustix::event::poll(&mut polled, None) {
         Err(Errno::INTR) => return Ok(Step::On),
         other => other.context(|| "poll")?,
     };
-    let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
-    let is_ready = |index: usize| ready.get(index).copied().unwrap_or(false);
+    let mut ready = polled.iter().map(PollFd::revents).collect::<Vec<_>>().into_iter();
     drop(polled);
-    if is_ready(1) {
+    let mut next = || ready.next().unwrap_or(PollFlags::empty());
+    let (ended, signalled) = (next(), next());
+    let master = if wanted.is_empty() { PollFlags::empty() } else { next() };
+    if !signalled.is_empty() {
         pass_on(process, signals, relay.as_deref())?;
     }
-    if let Some(relay) = relay {
-        if is_ready(2) {
-            relay.output()?;
-        }
-        if is_ready(3) {
-            relay.input()?;
+    if let Some(relay) = relay.as_mut() {
+        relay.move_bytes(master)?;
+        if !next().is_empty() {
+            relay.input();
         }
     }
-    Ok(if is_ready(0) { Step::Ended } else { Step::On })
+    Ok(if ended.is_empty() { Step::On } else { Step::Ended })
 }
 
 fn pass_on(process: &LiveProcess, signals: BorrowedFd<'_>, relay: Option<&Relay>) -> Result<()> {
@@ -146,30 +154,61 @@ fn resize(master: &OwnedFd) -> Result<()> {
     }
 }
 
+/// Whether more may come from a side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Input {
+enum Side {
     Closed,
     Open,
 }
 
-/// Bytes in both directions.
+/// Bytes in both directions. Neither waits for the other: a program that does not read until its output is read would
+/// otherwise stop both.
 #[derive(Debug)]
 struct Relay {
+    /// Non-blocking.
     master: OwnedFd,
-    input: Input,
+    /// From the program. Once nobody has the terminal open the kernel reports that for ever, so it is asked no more.
+    output: Side,
+    input: Side,
+    /// Read from our side and not yet taken by the program's.
+    pending: Vec<u8>,
 }
 
 impl Relay {
-    fn new(master: Master) -> Self {
-        Self { master: master.0, input: Input::Open }
+    fn new(master: Master) -> Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&master.0).context(|| "fcntl(F_GETFL)")?;
+        rustix::fs::fcntl_setfl(&master.0, flags | OFlags::NONBLOCK)
+            .context(|| "fcntl(F_SETFL)")?;
+        let pending = Vec::new();
+        Ok(Self { master: master.0, output: Side::Open, input: Side::Open, pending })
     }
 
-    /// From the program to us; the end of it shows as EIO.
+    /// What is awaited of the terminal, and whether our own input is read.
+    fn wants(&self) -> (PollFlags, bool) {
+        if self.output == Side::Closed {
+            return (PollFlags::empty(), false);
+        }
+        let full = !self.pending.is_empty();
+        let write = if full { PollFlags::OUT } else { PollFlags::empty() };
+        (PollFlags::IN | write, self.input == Side::Open && !full)
+    }
+
+    fn move_bytes(&mut self, ready: PollFlags) -> Result<()> {
+        if ready.contains(PollFlags::OUT) {
+            self.flush();
+        }
+        if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && !self.output()? {
+            self.output = Side::Closed;
+        }
+        Ok(())
+    }
+
+    /// From the program to us; the end of it shows as EIO. Whether there may be more.
     fn output(&mut self) -> Result<bool> {
         let mut buffer = [0; 8192];
         match rustix::io::read(&self.master, &mut buffer) {
             Ok(0) | Err(Errno::IO) => Ok(false),
-            Err(Errno::INTR) => Ok(true),
+            Err(Errno::INTR | Errno::AGAIN) => Ok(true),
             Ok(length) => {
                 all(rustix::stdio::stdout(), buffer.get(..length).unwrap_or_default())?;
                 Ok(true)
@@ -178,21 +217,30 @@ impl Relay {
         }
     }
 
-    fn input(&mut self) -> Result<()> {
+    fn input(&mut self) {
         let mut buffer = [0; 8192];
         match rustix::io::read(rustix::stdio::stdin(), &mut buffer) {
-            Ok(0) => self.input = Input::Closed,
+            Ok(0) => self.input = Side::Closed,
             Ok(length) => {
-                match all(self.master.as_fd(), buffer.get(..length).unwrap_or_default()) {
-                    Ok(()) => {}
-                    // nobody has the terminal open any more
-                    Err(_gone) => self.input = Input::Closed,
-                }
+                self.pending.extend_from_slice(buffer.get(..length).unwrap_or_default());
+                self.flush();
             }
             Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(_unreadable) => self.input = Input::Closed,
+            Err(_unreadable) => self.input = Side::Closed,
         }
-        Ok(())
+    }
+
+    /// Hands the program as much as its terminal takes.
+    fn flush(&mut self) {
+        match rustix::io::write(&self.master, &self.pending) {
+            Ok(written) => drop(self.pending.drain(..written)),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // nobody has the terminal open any more
+            Err(_gone) => {
+                self.pending.clear();
+                self.input = Side::Closed;
+            }
+        }
     }
 
     /// What the program wrote before it ended; a process that outlives it may keep the terminal open.
@@ -260,5 +308,18 @@ mod tests {
         for signal in [libc::SIGKILL, libc::SIGCHLD, libc::SIGSEGV] {
             assert!(!list.contains(&signal), "{signal}");
         }
+    }
+
+    #[test]
+    fn a_terminal_that_nobody_has_open_is_asked_no_more() {
+        use rustix::pty::OpenptFlags;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let master = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        drop(rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap());
+        let mut relay = Relay::new(Master(master)).unwrap();
+        assert_eq!(relay.wants(), (PollFlags::IN, true));
+        relay.move_bytes(PollFlags::HUP).unwrap();
+        assert_eq!(relay.wants(), (PollFlags::empty(), false));
     }
 }
