@@ -14,6 +14,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     kind: ErrorKind,
     what: String,
+    errno: Option<Errno>,
     source: Option<Box<Self>>,
 }
 
@@ -42,7 +43,7 @@ pub enum ErrorKind {
 impl Error {
     /// An error with nothing beneath it.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), source: None }
+        Self { kind, what: what.into(), errno: None, source: None }
     }
 
     /// Something in a configuration file that is wrong or not supported.
@@ -58,7 +59,18 @@ impl Error {
     /// The same with `what` in front; the kind stays.
     #[must_use]
     pub fn within(self, what: impl Into<String>) -> Self {
-        Self { kind: self.kind, what: what.into(), source: Some(Box::new(self)) }
+        let (kind, errno) = (self.kind, self.errno);
+        Self { kind, what: what.into(), errno, source: Some(Box::new(self)) }
+    }
+
+    /// An answer of the kernel.
+    fn kernel(what: String, errno: Option<Errno>) -> Self {
+        Self { errno, ..Self::system(what) }
+    }
+
+    /// The kernel's answer, if one is the cause.
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        self.errno
     }
 
     /// What a caller can act on.
@@ -120,13 +132,14 @@ fn answer(errno: Errno) -> String {
 
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
-        Self::system(Errno::from_io_error(&error).map_or_else(|| error.to_string(), answer))
+        let errno = Errno::from_io_error(&error);
+        Self::kernel(errno.map_or_else(|| error.to_string(), answer), errno)
     }
 }
 
 impl From<hallmark_sys::Error> for Error {
     fn from(error: hallmark_sys::Error) -> Self {
-        Self::system(call(&error))
+        Self::kernel(call(&error), error.errno())
     }
 }
 
@@ -162,7 +175,7 @@ impl From<crate::seccomp::Error> for Error {
 
 impl From<Errno> for Error {
     fn from(errno: Errno) -> Self {
-        Self::system(answer(errno))
+        Self::kernel(answer(errno), Some(errno))
     }
 }
 
@@ -180,6 +193,7 @@ mod tests {
         let error = errno.context(|| "openat(rootfs, \"dev\")").unwrap_err();
         assert_eq!(error.to_string(), "openat(rootfs, \"dev\"): no such file or directory");
         assert_eq!(error.kind(), ErrorKind::System);
+        assert_eq!(error.errno(), Some(Errno::NOENT));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! | layout | own cgroup namespace | else |
 //! |---|---|---|
-//! | v2 | a new cgroup2 mount | the same, or a bind of the container's directory where that is refused |
+//! | v2 | a new cgroup2 mount, or a bind of the container's directory where a user namespace may not make one | the same, or a bind of the host's tree |
 //! | v1 | a tmpfs with a new mount of each hierarchy | a tmpfs with a bind of the container's directory in each |
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -106,12 +106,13 @@ fn unified(mount: &MountPlan, directory: &Path, view: View, root: &Root) -> Resu
     let plan = plain(mount, MountKind::Cgroup, &mount.destination);
     let made = match mounts::file_system(&plan, "cgroup2", root, None) {
         Ok(made) => made,
-        // a user namespace without a cgroup namespace may not
-        Err(error) => {
+        // a user namespace without a cgroup namespace may not, or not once more
+        Err(error) if matches!(error.errno(), Some(Errno::PERM | Errno::BUSY)) => {
             let source =
                 if view == View::Private { directory } else { Path::new("/sys/fs/cgroup") };
             bind(&plan, source, root).map_err(|second| second.within(error.to_string()))?
         }
+        Err(error) => return Err(error),
     };
     mounts::finish(mount, made.as_fd())
 }
@@ -177,6 +178,7 @@ fn bind(plan: &MountPlan, source: &Path, root: &Root) -> Result<OwnedFd> {
     let change = hallmark_sys::mount::Change { set: plan.set, ..Default::default() };
     hallmark_sys::mount::set_attributes(&tree, Extent::Mount, &change)?;
     let target = root.mount_point(&plan.destination, PointKind::Directory)?;
+    mounts::guard_proc(plan, target.as_fd(), attach::Content::Other)?;
     attach::move_to(tree.as_fd(), target.as_fd())?;
     Ok(tree)
 }

@@ -56,7 +56,12 @@ fn one(
         }
         FileType::Unknown => return Err(Error::spec("a file of unknown type")),
     }
-    own(to, name, &stat)
+    own(to, name, &stat)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        // last, because a change of owner takes set-user-ID bits away, and mkdir the umask's
+        rustix::fs::chmodat(to, name, mode, AtFlags::empty()).context(|| "chmod")?;
+    }
+    Ok(())
 }
 
 fn file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &std::ffi::CStr, mode: Mode) -> Result<()> {
@@ -81,6 +86,8 @@ fn own(to: BorrowedFd<'_>, name: &std::ffi::CStr, stat: &Stat) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
     use super::*;
 
     #[test]
@@ -88,12 +95,16 @@ mod tests {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::create_dir_all(from.path().join("a/b")).unwrap();
         std::fs::write(from.path().join("a/b/file"), "text").unwrap();
+        let modes = |path: &std::path::Path| std::fs::metadata(path).unwrap().mode();
+        let set_uid = std::fs::Permissions::from_mode(0o4755);
+        std::fs::set_permissions(from.path().join("a/b/file"), set_uid).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", from.path().join("link")).unwrap();
         let open = |path: &std::path::Path| {
             rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
         };
         directory(open(from.path()).as_fd(), open(to.path()).as_fd()).unwrap();
         assert_eq!(std::fs::read_to_string(to.path().join("a/b/file")).unwrap(), "text");
+        assert_eq!(modes(&to.path().join("a/b/file")) & 0o7777, 0o4755);
         let link = std::fs::read_link(to.path().join("link")).unwrap();
         assert_eq!(link, std::path::Path::new("/etc/passwd"));
     }

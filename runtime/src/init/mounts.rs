@@ -185,21 +185,28 @@ pub(super) fn file_system(
 }
 
 /// A tmpfs has the mode of the directory it covers, unless it says otherwise.
+///
+/// That directory is looked up once: what is copied is what is covered, whoever may rename things in a volume that the
+/// path leads through.
 fn tmpfs(mount: &MountPlan, copy_up: CopyUp, root: &Root, label: Option<&str>) -> Result<OwnedFd> {
-    let existing = root.open(&mount.destination, OFlags::PATH | OFlags::DIRECTORY);
-    let target = root.mount_point(&mount.destination, PointKind::Directory)?;
-    guard_proc(mount, target.as_fd(), Content::Other)?;
+    let existing = root.existing_mount_point(&mount.destination)?;
     let mut first = Vec::new();
-    if existing.is_ok() {
-        let mode = rustix::fs::fstat(&target).context(|| "fstat")?.st_mode & 0o7777;
-        first.push(("mode", format!("{mode:04o}")));
-    }
+    let target = match &existing {
+        Some(covered) => {
+            let mode = rustix::fs::fstat(covered).context(|| "fstat")?.st_mode & 0o7777;
+            first.push(("mode", format!("{mode:04o}")));
+            covered
+        }
+        None => &root.mount_point(&mount.destination, PointKind::Directory)?,
+    };
+    guard_proc(mount, target.as_fd(), Content::Other)?;
     let made = detached(mount, "tmpfs", label, &first)?;
-    if copy_up == CopyUp::Yes && existing.is_ok() {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let from = root.open(&mount.destination, flags).context(|| "tmpcopyup")?;
-        let to = rustix::fs::openat(&made, ".", flags | OFlags::CLOEXEC, Mode::empty())
-            .context(|| "tmpcopyup")?;
+    if let (CopyUp::Yes, Some(covered)) = (copy_up, &existing) {
+        let inside = |directory: &OwnedFd| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::openat(directory, ".", flags, Mode::empty()).context(|| "tmpcopyup")
+        };
+        let (from, to) = (inside(covered)?, inside(&made)?);
         super::copy_up::directory(from.as_fd(), to.as_fd()).context(|| "tmpcopyup")?;
     }
     attach::move_to(made.as_fd(), target.as_fd())?;
@@ -281,7 +288,11 @@ fn configured(context: &OwnedFd, errno: Errno, what: &str) -> Error {
 /// Nothing may cover /proc but a procfs, and nothing inside it but a few files (CVE-2019-16884).
 ///
 /// The file system of the target itself is asked, so that a link into /proc is no way around.
-fn guard_proc(mount: &MountPlan, target: BorrowedFd<'_>, content: Content) -> Result<()> {
+pub(super) fn guard_proc(
+    mount: &MountPlan,
+    target: BorrowedFd<'_>,
+    content: Content,
+) -> Result<()> {
     let destination = mount.destination.as_str();
     if destination == "/proc" {
         return if content == Content::Procfs {

@@ -30,15 +30,18 @@ impl Root {
         Self(fd)
     }
 
-    /// Opens what `path` leads to.
+    /// Makes it the working directory.
     ///
     /// # Errors
     /// The kernel's.
-    /// Makes it the working directory.
     pub(crate) fn enter(&self) -> Result<()> {
         rustix::process::fchdir(self).context(|| "fchdir(rootfs)")
     }
 
+    /// Opens what `path` leads to.
+    ///
+    /// # Errors
+    /// The kernel's.
     pub(crate) fn open(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         self.resolve(path, flags, ResolveFlags::empty())
     }
@@ -70,11 +73,25 @@ impl Root {
     /// # Errors
     /// The kernel's; a path that ends at the root itself.
     pub(crate) fn mount_point(&self, path: &str, kind: PointKind) -> Result<OwnedFd> {
-        let point = match self.open(path, OFlags::PATH) {
-            Ok(point) => point,
-            Err(Errno::NOENT) => self.make(path, kind)?,
-            Err(errno) => return Err(errno).context(|| format!("mount point {path}")),
-        };
+        match self.existing_mount_point(path)? {
+            Some(point) => Ok(point),
+            None => self.below(self.make(path, kind)?, path),
+        }
+    }
+
+    /// A place to mount on, if it is there.
+    ///
+    /// # Errors
+    /// The kernel's; a path that ends at the root itself.
+    pub(crate) fn existing_mount_point(&self, path: &str) -> Result<Option<OwnedFd>> {
+        match self.open(path, OFlags::PATH) {
+            Ok(point) => self.below(point, path).map(Some),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno).context(|| format!("mount point {path}")),
+        }
+    }
+
+    fn below(&self, point: OwnedFd, path: &str) -> Result<OwnedFd> {
         if same(&point, &self.0)? {
             return Err(Error::spec(format!("mountpoint {path} is on the top of rootfs")));
         }
