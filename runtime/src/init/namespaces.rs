@@ -17,6 +17,7 @@ use super::Init;
 use crate::cgroup::Join;
 use crate::error::{Context, Error, Result};
 use crate::handshake::{FromInit, InitEnd, ToInit};
+use crate::procfs::Procfs;
 use crate::spec::{Joined, Kind, NamespacePlan, Plan};
 
 /// From <linux/magic.h>.
@@ -60,6 +61,23 @@ pub(crate) fn open_joined(joined: &[Joined]) -> Result<Vec<JoinedNamespace>> {
             Ok(JoinedNamespace { kind: joined.kind, fd, name })
         })
         .collect()
+}
+
+impl JoinedNamespace {
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether it is the one that the runtime is in itself, the host's.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn is_own(&self, procfs: &Procfs) -> Result<bool> {
+        let own = procfs.open_link(&format!("self/ns/{}", self.kind.file()))?;
+        let own = rustix::fs::fstat(&own).context(|| self.name.clone())?;
+        let other = rustix::fs::fstat(&self.fd).context(|| self.name.clone())?;
+        Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
+    }
 }
 
 impl Membership<'_> {

@@ -4,6 +4,7 @@
 //! reverse if a later step fails ([`Undo`]).
 
 mod judge;
+mod own;
 mod settle;
 mod undo;
 
@@ -208,6 +209,7 @@ fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
     rustix::fs::open(&plan.rootfs, flags, Mode::empty())
         .context(|| format!("rootfs {}", plan.rootfs.display()))?;
     let joined = init::open_joined(&plan.namespaces.joined)?;
+    own::require_own(plan, &joined, &procfs)?;
     let volumes = std::mem::take(&mut judged.volumes);
     let binds = init::open_binds(plan, volumes, |maps| settle::user_namespace(maps, &procfs))?;
     let filter = plan.seccomp.as_ref().map(compile).transpose()?;

@@ -11,9 +11,13 @@ use crate::error::{Error, Result};
 /// A kernel setting of one of the container's namespaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sysctl {
+    /// As config.json has it, for messages.
+    pub(crate) name: String,
     /// Relative to /proc: `sys/net/ipv4/ip_forward`.
     pub(crate) file: String,
     pub(crate) value: String,
+    /// Whose setting it is.
+    pub(crate) namespace: Kind,
 }
 
 /// `linux.rootfsPropagation`.
@@ -154,7 +158,12 @@ pub(super) fn sysctls(linux: &oci::Linux, namespaces: &NamespacePlan) -> Result<
                 needed.name()
             )));
         }
-        list.push(Sysctl { file: format!("sys/{file}"), value: value.clone() });
+        list.push(Sysctl {
+            name: name.clone(),
+            file: format!("sys/{file}"),
+            value: value.clone(),
+            namespace: needed,
+        });
     }
     list.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(list)
