@@ -25,6 +25,7 @@ pub(crate) enum Site {
 pub(crate) enum Need {
     DeviceMapper,
     Ipe,
+    Selinux,
     /// A memory controller, on either version of cgroups.
     Memory,
 }
@@ -35,6 +36,7 @@ impl Need {
         match self {
             Self::DeviceMapper => there("/sys/module/dm_verity") && there("/dev/mapper/control"),
             Self::Ipe => there("/sys/kernel/security/ipe"),
+            Self::Selinux => there("/sys/fs/selinux/enforce"),
             Self::Memory => {
                 there("/sys/fs/cgroup/memory/cgroup.procs")
                     || fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
@@ -47,6 +49,7 @@ impl Need {
         match self {
             Self::DeviceMapper => "device-mapper with verity",
             Self::Ipe => "a kernel with IPE",
+            Self::Selinux => "a kernel with SELinux",
             Self::Memory => "the memory controller",
         }
     }

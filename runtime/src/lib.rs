@@ -16,6 +16,7 @@ pub mod log;
 mod operation;
 mod procfs;
 pub mod seccomp;
+mod selinux;
 pub mod spec;
 pub mod state;
 mod supervisor;

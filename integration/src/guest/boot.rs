@@ -126,7 +126,7 @@ impl<'a> Guest<'a> {
         let (root, kit) = (&self.parts.root, &self.kit);
         format!(
             "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable random.trust_cpu=on \
-             lsm=landlock,lockdown,yama,integrity,bpf,ipe proc_mem.force_override=never \
+             lsm=landlock,lockdown,yama,integrity,selinux,bpf,ipe selinux=1 enforcing=1 proc_mem.force_override=never \
              root_hash={} root_offset={} kit_hash={} kit_offset={}",
             root.root_hash, root.offset, kit.root_hash, kit.offset
         )

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::selinux;
 use crate::cgroups;
 use crate::run::Run;
 use crate::sandbox::{adopt, bind, mount};
@@ -37,8 +38,10 @@ fn share(name: &str) -> std::path::PathBuf {
 fn work() -> Result<u8> {
     prepare()?;
     let out = File::create(share("out.log"))?;
-    let mut work = Command::new(std::env::current_exe()?);
-    work.args(crate::files::text(&share("arguments"))?.split('\0'))
+    let mut work = Command::new("runcon");
+    work.arg(selinux::NODE)
+        .arg(std::env::current_exe()?)
+        .args(crate::files::text(&share("arguments"))?.split('\0'))
         .current_dir("/")
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -50,6 +53,8 @@ fn work() -> Result<u8> {
 }
 
 fn prepare() -> Result<()> {
+    // before anything else is mounted, so that it is labelled as the policy says
+    selinux::load()?;
     mount(&["--make-rshared", "/"])?;
     for dir in ["/dev/pts", "/dev/shm", "/data"] {
         fs::create_dir_all(dir)?;

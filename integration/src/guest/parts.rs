@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::firmware;
+use super::{firmware, selinux};
 use crate::cache::{Cache, fingerprint, remove_tree};
 use crate::debian::{self, Variant};
 use crate::run::Run;
@@ -20,11 +20,14 @@ const ROOT_PACKAGES: &[&str] = &[
     "e2fsprogs",
     "iproute2",
     "iptables",
+    "keyutils",
     "kmod",
     "libcap2-bin",
     "linux-image-amd64",
     "mount",
+    "policycoreutils",
     "procps",
+    "selinux-policy-default",
 ];
 
 /// Modules that the initramfs loads: none can be loaded once the policy denies it.
@@ -166,7 +169,8 @@ impl Parts {
         let tools = Tools::build(cache)?;
         let key = Key::of_the_guest(cache)?;
         let script = include_str!("initramfs.sh");
-        let recipe = fingerprint(&[script, &ROOT_PACKAGES.join(","), &MODULES.join(","), key.id()]);
+        let (packages, modules) = (ROOT_PACKAGES.join(","), MODULES.join(","));
+        let recipe = fingerprint(&[script, &packages, &modules, selinux::MODULE, key.id()]);
         let system = cache.once(&format!("guest-system-{}", fingerprint(ROOT_PACKAGES)), |at| {
             let log = cache.log("guest-system");
             debian::bootstrap(Variant::Minimal, ROOT_PACKAGES, &at.join("root"), &log)
@@ -186,6 +190,7 @@ impl Parts {
 }
 
 fn build(tools: &Tools, key: &Key, system: &Path, dir: &Path) -> Result<()> {
+    selinux::prepare(system)?;
     Volume::make(tools, key, "root", system, dir)?;
     let version = only_entry(&system.join("usr/lib/modules"))?;
     fs::copy(system.join(format!("boot/vmlinuz-{version}")), dir.join("vmlinuz"))?;

@@ -1,14 +1,17 @@
 //! The tests, by what they use.
 
 pub(crate) mod attacks;
+mod bundle;
 mod clients;
 pub(crate) mod kernel;
+mod selinux;
 
 use crate::table::Test;
 
 /// Every test, in the order in which they are run.
 pub(crate) fn all() -> Vec<Test> {
-    clients::TESTS.iter().chain(attacks::TESTS).chain(kernel::TESTS).map(copy).collect()
+    let rooms = [clients::TESTS, attacks::TESTS, kernel::TESTS, selinux::TESTS];
+    rooms.into_iter().flatten().map(copy).collect()
 }
 
 fn copy(test: &Test) -> Test {

@@ -1,46 +1,22 @@
 //! SELinux labels and AppArmor profiles. One that was asked for and cannot be applied is an error, always.
+//!
+//! Whether SELinux is on and knows a label was asked before the process was made: [`crate::selinux`].
 
 use rustix::fs::OFlags;
 
 use super::Common;
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Context, Error, Result};
 use crate::procfs::Procfs;
-
-/// Whether the kernel has SELinux on: its file system shows itself in /proc/filesystems only then, and the label of a
-/// process can be read.
-fn selinux_enabled(procfs: &Procfs) -> Result<bool> {
-    let known = procfs.read("filesystems")?.lines().any(|line| line.ends_with("\tselinuxfs"));
-    Ok(known
-        && procfs
-            .read("thread-self/attr/current")
-            .is_ok_and(|label| label.trim_end_matches('\0') != "kernel"))
-}
-
-/// Refuses a label where nothing would enforce it.
-///
-/// # Errors
-/// [`ErrorKind::System`] if SELinux is off.
-pub(crate) fn require_selinux(procfs: &Procfs, label: &str) -> Result<()> {
-    if selinux_enabled(procfs)? {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::System,
-        format!("selinux label {label:?}: found a kernel with SELinux off, expected it on"),
-    ))
-}
 
 /// The label of the program that is executed next.
 pub(super) fn set_selinux(common: &Common<'_>) -> Result<()> {
     let Some(label) = &common.process.selinux_label else { return Ok(()) };
-    require_selinux(common.procfs, label)?;
     write(common.procfs, "thread-self/attr/exec", label).context(|| "can't set process label")
 }
 
 /// Runs `make` with `label` as the label of new keys.
 pub(super) fn with_key_label(common: &Common<'_>, make: impl FnOnce() -> Result<()>) -> Result<()> {
     let Some(label) = &common.process.selinux_label else { return make() };
-    require_selinux(common.procfs, label)?;
     // the kernel takes this one for the thread group's leader only, which a process of one thread is
     write(common.procfs, "self/attr/keycreate", label).context(|| "can't set key label")?;
     make()?;

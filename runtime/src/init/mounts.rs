@@ -33,9 +33,6 @@ const COVERABLE: [&str; 10] = [
 pub(super) fn mount_all(init: &mut Init<'_>, root: &Root) -> Result<Vec<OwnedFd>> {
     let plan = init.plan;
     let label = plan.mount_label.as_deref();
-    if let Some(label) = label {
-        super::label::require_selinux(init.common.procfs, label)?;
-    }
     let mut late = Vec::new();
     let binds = std::mem::take(&mut init.binds);
     for (mount, bind) in plan.mounts.iter().zip(binds) {
@@ -79,9 +76,12 @@ fn one(
         (MountKind::Mqueue, _) => {
             let made = file_system(mount, "mqueue", root, None)?;
             if let Some(label) = label {
-                // the file system takes no context= option
+                // the file system takes no context= option, and the mount's own descriptor no attribute
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let root = rustix::fs::openat(&made, ".", flags, Mode::empty())
+                    .context(|| "open mqueue")?;
                 rustix::fs::fsetxattr(
-                    &made,
+                    &root,
                     "security.selinux",
                     label.as_bytes(),
                     XattrFlags::empty(),

@@ -32,6 +32,7 @@ use crate::init::{
 use crate::log::Log;
 use crate::procfs::Procfs;
 use crate::seccomp::Filter;
+use crate::selinux;
 use crate::spec::{Kind, MountKind, Plan};
 use crate::state::{
     CgroupDriver, ContainerId, Directory, LiveProcess, Record, RootDirectory, SCHEMA_VERSION,
@@ -200,6 +201,8 @@ fn shown_cgroups(plan: &Plan, procfs: &Procfs, cgroup: &Cgroup) -> Result<Option
 
 fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
     let procfs = Procfs::open()?;
+    selinux::require_of(&procfs, &plan.process)?;
+    plan.mount_label.as_deref().map_or(Ok(()), |label| selinux::require(&procfs, label))?;
     let mut judged = judge::judge(request, plan)?;
     // they are in the audit log; a program in the foreground has our stderr to itself
     for warning in &judged.warnings {

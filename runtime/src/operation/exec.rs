@@ -13,6 +13,7 @@ use crate::handshake::{self, Agent, FromInit, RuntimeEnd, ToInit};
 use crate::init::{self, Common, ConsoleSocket, Go};
 use crate::launch::{self, Settings};
 use crate::procfs::Procfs;
+use crate::selinux;
 use crate::spec::{self, Kind, Plan, ProcessPlan, Terminal};
 use crate::state::{Container, ContainerId, Held, LiveProcess, Status, document};
 use crate::supervisor::Supervisor;
@@ -172,6 +173,7 @@ fn add(
     console: Option<std::os::fd::OwnedFd>,
 ) -> Result<(LiveProcess, RuntimeEnd)> {
     let procfs = Procfs::open()?;
+    selinux::require_of(&procfs, job.process)?;
     let filter = job.plan.seccomp.as_ref().map(launch::compile).transpose()?;
     let cgroup = job.held.cgroup()?;
     let join = match &options.cgroups[..] {
