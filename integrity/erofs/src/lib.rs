@@ -15,6 +15,7 @@ mod limits;
 mod pack;
 mod pax;
 mod read;
+mod sparse;
 mod stream;
 mod tar;
 mod xattr;

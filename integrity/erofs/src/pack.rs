@@ -14,6 +14,9 @@ use crate::stream::{Compression, with_stream};
 use crate::tar::{TarEntry, TarKind, TarReader};
 use crate::xattr::{self, Fate, Xattrs};
 
+/// Bytes of a sparse file that are put together at once: whole blocks.
+const SPARSE: usize = 16 * BLOCK;
+
 /// A layer that [`pack`] read to its end and whose image it wrote: these digests belong together.
 #[derive(Debug)]
 pub struct PackedLayer {
@@ -105,6 +108,7 @@ where
             layer: Layer::new(limits),
             limits,
             dropped_xattrs: 0,
+            holes: 0,
         };
         let mut entries = 0u64;
         while let Some(entry) = tar.next()? {
@@ -137,6 +141,8 @@ struct Packer<'a, W: Write> {
     layer: Layer,
     limits: &'a Limits,
     dropped_xattrs: u64,
+    /// Bytes of sparse files that the tar does not hold.
+    holes: u64,
 }
 
 impl<W: Read + Write + Seek> Packer<'_, W> {
@@ -218,12 +224,17 @@ impl<W: Read + Write + Seek> Packer<'_, W> {
         tar: &mut TarReader,
     ) -> Result<Leaf, Error> {
         let kind = FileType::Regular;
-        let size = tar.content_len();
+        let size = tar.sparse_len().unwrap_or(tar.content_len());
         let xattrs = self.encode(name, xattrs, kind)?;
         let inode = self.leaf_inode(kind, meta, Data::Empty, xattrs.len())?;
         let inode = Inode { size, ..inode };
         let start = self.image.next_block()?;
         let (full, tail) = blocks_and_tail(size);
+        if tar.sparse_len().is_some() {
+            let tail = self.sparse(size, full, tail, tar)?;
+            let ino = self.image.inode(inode, start, &xattrs, &tail)?;
+            return Ok(Leaf { ino, kind, links: 1 });
+        }
         let mut left = full.saturating_mul(BLOCK as u64);
         while left > 0 {
             let bytes = tar.content()?;
@@ -237,6 +248,33 @@ impl<W: Read + Write + Seek> Packer<'_, W> {
         let ino = self.image.inode(inode, start, &xattrs, bytes)?;
         tar.consume(tail);
         Ok(Leaf { ino, kind, links: 1 })
+    }
+
+    /// Writes the full blocks of a sparse file, holes as zeros, and gives its tail back.
+    fn sparse(
+        &mut self,
+        size: u64,
+        full: u64,
+        tail: usize,
+        tar: &mut TarReader,
+    ) -> Result<Vec<u8>, Error> {
+        // A few bytes of tar may state any size: holes count like bytes that are there.
+        self.holes = self.holes.saturating_add(size.saturating_sub(tar.content_len()));
+        if self.holes > self.limits.bytes {
+            return Err(Cause::Limit { what: "bytes", limit: self.limits.bytes }.into());
+        }
+        let mut blocks = vec![0; SPARSE];
+        let mut left = full.saturating_mul(BLOCK as u64);
+        while left > 0 {
+            let count = usize::try_from(left).unwrap_or(usize::MAX).min(SPARSE);
+            let part = blocks.get_mut(..count).unwrap_or_default();
+            tar.expand(part)?;
+            self.image.blocks(part)?;
+            left = left.saturating_sub(count as u64);
+        }
+        blocks.truncate(tail);
+        tar.expand(&mut blocks)?;
+        Ok(blocks)
     }
 
     fn leaf_inode(

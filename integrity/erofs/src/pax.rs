@@ -4,15 +4,17 @@
 //! |---|---|---|
 //! | `path`, `linkpath`, `size` | yes | refused: readers disagree whether it counts |
 //! | `uid`, `gid`, `mtime`, `SCHILY.xattr.*` | yes | yes, until an `x` says otherwise |
-//! | `GNU.sparse.*` and other `GNU.*` | refused | refused |
+//! | `GNU.sparse.*` | yes (`sparse.rs`) | refused |
+//! | other `GNU.*` | refused | refused |
 //! | `SCHILY.realsize`, `SCHILY.filetype`, `RHT.*` and all others | ignored | ignored |
 //!
-//! A key twice in one header is refused. An empty value means that the key is absent, except for
+//! A key twice in one header is refused, but for the regions of a sparse map. An empty value means that the key is absent, except for
 //! an attribute, which may be empty.
 //!
 //! Source: POSIX.1-2017 pax, "pax Extended Header"; star(5) for `SCHILY.xattr`.
 
 use crate::format::Timestamp;
+use crate::sparse;
 use crate::xattr::Xattrs;
 
 /// The records that change an entry.
@@ -25,6 +27,7 @@ pub(crate) struct Records {
     pub(crate) gid: Option<u32>,
     pub(crate) mtime: Option<Timestamp>,
     pub(crate) xattrs: Xattrs,
+    pub(crate) sparse: Option<sparse::Keys>,
 }
 
 /// Which header the records come from.
@@ -45,10 +48,12 @@ impl Records {
         let mut seen = Vec::new();
         while !bytes.is_empty() {
             let (key, value, rest) = split_record(bytes).ok_or("extended header is malformed")?;
-            if seen.contains(&key) {
-                return Err("extended header has a key twice");
+            if !matches!(key, b"GNU.sparse.offset" | b"GNU.sparse.numbytes") {
+                if seen.contains(&key) {
+                    return Err("extended header has a key twice");
+                }
+                seen.push(key);
             }
-            seen.push(key);
             self.set(key, value, scope)?;
             bytes = rest;
         }
@@ -67,6 +72,7 @@ impl Records {
             gid: self.gid.or(older.gid),
             mtime: self.mtime.or(older.mtime),
             xattrs,
+            sparse: self.sparse,
         }
     }
 
@@ -85,8 +91,11 @@ impl Records {
             self.xattrs.insert(name.to_vec(), value.to_vec());
             return Ok(());
         }
-        if key.starts_with(b"GNU.sparse.") {
-            return Err("sparse files are not supported");
+        if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+            if scope == Scope::Global {
+                return Err("global extended header has a sparse map");
+            }
+            return self.sparse.get_or_insert_default().set(key, value, decimal);
         }
         if key.starts_with(b"GNU.") {
             return Err("extended header has a GNU key that is not supported");
@@ -275,7 +284,11 @@ mod tests {
             &[("uid", "4294967296")],
             &[("uid", "-1")],
             &[("path", "a"), ("path", "a")],
-            &[("GNU.sparse.major", "1")],
+            &[("GNU.sparse.major", "x")],
+            &[("GNU.sparse.unknown", "1")],
+            &[("GNU.sparse.numbytes", "1")],
+            &[("GNU.sparse.map", "1,2,3")],
+            &[("GNU.sparse.size", "1"), ("GNU.sparse.realsize", "1")],
             &[("GNU.dumpdir", "x")],
             &[("SCHILY.xattr.", "x")],
         ] {
@@ -285,7 +298,7 @@ mod tests {
 
     #[test]
     fn global_records_give_no_path_or_size() {
-        for key in ["path", "linkpath", "size"] {
+        for key in ["path", "linkpath", "size", "GNU.sparse.size"] {
             assert!(Records::default().add(&record(key, "1"), Scope::Global).is_err(), "{key}");
         }
         let mut global = Records::default();

@@ -14,13 +14,15 @@
 //! | one zero block and then an entry | refused |
 //! | no zero blocks at the end | accepted, as everywhere; what truncated it the digest shows |
 //! | anything after two zero blocks | not read as entries, counts for the diffID |
-//! | sparse, multi-volume, label, contiguous and vendor types | refused |
+//! | a sparse file | read as GNU tar and Go read it: `sparse.rs` |
+//! | multi-volume, label, contiguous and vendor types | refused |
 //!
 //! Source: POSIX.1-2017 pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
 
 use crate::error::{Cause, Error, Name};
 use crate::format::{Meta, Timestamp};
 use crate::pax::{Records, Scope};
+use crate::sparse::{self, Lines, Piece, Sparse, Stated};
 use crate::stream::Stream;
 use crate::xattr::Xattrs;
 
@@ -58,6 +60,8 @@ pub(crate) struct TarReader {
     /// Bytes of content not read yet.
     content: u64,
     padding: u64,
+    /// Where the content goes, if the file has holes.
+    sparse: Option<Sparse>,
 }
 
 /// Extended headers that wait for their entry.
@@ -76,7 +80,7 @@ impl Pending {
 
 impl TarReader {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, global: Records::default(), content: 0, padding: 0 }
+        Self { stream, global: Records::default(), content: 0, padding: 0, sparse: None }
     }
 
     /// The stream after the end of the archive.
@@ -87,6 +91,7 @@ impl TarReader {
     /// The next entry; what is left of the content before it is skipped.
     pub(crate) fn next(&mut self) -> Result<Option<TarEntry>, Error> {
         self.skip()?;
+        self.sparse = None;
         let mut pending = Pending::default();
         loop {
             let offset = self.stream.offset();
@@ -127,6 +132,43 @@ impl TarReader {
     /// Bytes of content not read yet.
     pub(crate) fn content_len(&self) -> u64 {
         self.content
+    }
+
+    /// The length of the entry's file, if it is sparse: then [`expand`](Self::expand) reads it.
+    pub(crate) fn sparse_len(&self) -> Option<u64> {
+        self.sparse.as_ref().map(Sparse::len)
+    }
+
+    /// Fills `out` with the next bytes of a sparse file, zeros where nothing is stored.
+    pub(crate) fn expand(&mut self, mut out: &mut [u8]) -> Result<(), Error> {
+        while !out.is_empty() {
+            let piece = self.sparse.as_ref().map(|sparse| sparse.piece(out.len()));
+            let count = match piece {
+                None => return Err(Cause::Unplaced.into()),
+                Some(Piece::Zeros(count)) => {
+                    out.get_mut(..count).unwrap_or_default().fill(0);
+                    count
+                }
+                Some(Piece::Stored(count)) => {
+                    let bytes = self.content()?;
+                    let count = count.min(bytes.len());
+                    if let (Some(out), Some(bytes)) = (out.get_mut(..count), bytes.get(..count)) {
+                        out.copy_from_slice(bytes);
+                    }
+                    self.consume(count);
+                    count
+                }
+            };
+            // the map takes exactly what is stored, so a piece is never empty
+            if count == 0 {
+                return Err(Cause::Unplaced.into());
+            }
+            if let Some(sparse) = &mut self.sparse {
+                sparse.advance(count);
+            }
+            out = std::mem::take(&mut out).get_mut(count..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// The next bytes of content: whole blocks of 4096 bytes at least, unless less is left. Empty
@@ -216,9 +258,10 @@ impl TarReader {
 
     fn entry(&mut self, header: &Header, pending: Pending, offset: u64) -> Result<TarEntry, Error> {
         let at = |what| header_error(offset, what);
-        let records = pending.pax.unwrap_or_default().or(&self.global);
+        let mut records = pending.pax.unwrap_or_default().or(&self.global);
         let name = either(records.path, pending.name).map_err(at)?;
         let name = name.map_or_else(|| header.name(), Ok).map_err(at)?;
+        let name = records.sparse.as_mut().and_then(|keys| keys.name.take()).unwrap_or(name);
         let link = either(records.linkpath, pending.link).map_err(at)?;
         let link = link.unwrap_or_else(|| header.link().to_vec());
         if name.is_empty() {
@@ -236,6 +279,7 @@ impl TarReader {
             return Err(Cause::Entry { name: Name::new(&name), what }.into());
         }
         self.begin_content(size);
+        self.sparse = self.sparse_map(header, records.sparse, &kind, offset)?;
         let meta = Meta {
             permissions: header.permissions().map_err(at)?,
             uid: records.uid.map_or_else(|| header.id(108), Ok).map_err(at)?,
@@ -243,6 +287,62 @@ impl TarReader {
             mtime: records.mtime.map_or_else(|| header.mtime(), Ok).map_err(at)?,
         };
         Ok(TarEntry { name, kind, meta, xattrs: records.xattrs })
+    }
+}
+
+impl TarReader {
+    /// The map of an entry's content, which has begun: from its header, or from the content's start.
+    fn sparse_map(
+        &mut self,
+        header: &Header,
+        keys: Option<sparse::Keys>,
+        kind: &TarKind,
+        offset: u64,
+    ) -> Result<Option<Sparse>, Error> {
+        let at = |what| header_error(offset, what);
+        let (regions, len) = match (header.typeflag(), keys) {
+            (b'S', Some(_)) => return Err(at("sparse file has two maps")),
+            (b'S', None) => self.old_map(header, offset)?,
+            (_, None) => return Ok(None),
+            (_, Some(_)) if *kind != TarKind::File => {
+                return Err(at("sparse map on what is not a regular file"));
+            }
+            (_, Some(keys)) => match keys.stated().map_err(at)? {
+                Stated::Here(regions, len) => (regions, len),
+                Stated::BeforeContent(len) => (self.map_before_content(offset)?, len),
+            },
+        };
+        Sparse::new(regions, len, self.content).map_err(at).map(Some)
+    }
+
+    /// The map of type `S`: it stands between the header and the content, and is not counted in the size.
+    fn old_map(&mut self, header: &Header, offset: u64) -> Result<(Vec<(u64, u64)>, u64), Error> {
+        let at = |what| header_error(offset, what);
+        let len = u64::try_from(number(header.field(483, 12)).map_err(at)?);
+        let len = len.ok().ok_or_else(|| at("size is negative"))?;
+        let mut regions = Vec::new();
+        let mut more = header.regions(386, 4, 482, &mut regions).map_err(at)?;
+        let content = std::mem::take(&mut self.content);
+        while more {
+            let block = self.block()?;
+            let block = block.ok_or(Cause::Truncated { offset, what: "a sparse map" })?;
+            more = Header(block).regions(0, 21, 504, &mut regions).map_err(at)?;
+        }
+        self.content = content;
+        Ok((regions, len))
+    }
+
+    fn map_before_content(&mut self, offset: u64) -> Result<Vec<(u64, u64)>, Error> {
+        let at = |what| header_error(offset, what);
+        let mut lines = Lines::default();
+        loop {
+            let block = self.content()?.first_chunk::<HEADER>().copied();
+            let block = block.ok_or_else(|| at("sparse map does not end in the content"))?;
+            self.consume(HEADER);
+            if lines.block(&block).map_err(at)? {
+                return Ok(lines.regions);
+            }
+        }
     }
 }
 
@@ -327,6 +427,30 @@ impl Header {
         })
     }
 
+    /// Adds `count` regions of 12 bytes each for offset and length, from `start` on, and says whether the flag at `flag`
+    /// announces more. A region whose offset begins with a NUL ends the map.
+    fn regions(
+        &self,
+        start: usize,
+        count: usize,
+        flag: usize,
+        regions: &mut Vec<(u64, u64)>,
+    ) -> Result<bool, &'static str> {
+        let more = self.field(flag, 1) != [0];
+        for region in self.field(start, count.saturating_mul(24)).as_chunks::<24>().0 {
+            let (offset, length) = region.split_at_checked(12).unwrap_or_default();
+            match (offset.first(), length.first()) {
+                (Some(0), Some(0)) if more => return Err("sparse map goes on after its end"),
+                (Some(0), Some(0)) => return Ok(false),
+                (Some(0), _) | (_, Some(0)) => return Err("sparse map is malformed"),
+                _ => {}
+            }
+            let positive = |field| u64::try_from(number(field)?).ok().ok_or("size is negative");
+            sparse::add(regions, positive(offset)?, positive(length)?)?;
+        }
+        Ok(more)
+    }
+
     fn kind(&self, name: &[u8], target: Vec<u8>, offset: u64) -> Result<TarKind, Error> {
         let at = |what| header_error(offset, what);
         let device = || {
@@ -338,6 +462,7 @@ impl Header {
             // V7 has no type for directories.
             0 if name.ends_with(b"/") => TarKind::Directory,
             0 | b'0' => TarKind::File,
+            b'S' if self.field(257, 8) == b"ustar  \0" => TarKind::File,
             b'1' => TarKind::HardLink { target },
             b'2' => TarKind::Symlink { target },
             b'3' => device().map(|(major, minor)| TarKind::CharDevice { major, minor })?,

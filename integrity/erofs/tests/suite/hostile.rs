@@ -84,7 +84,11 @@ fn headers_that_readers_disagree_about() {
         (vec![x(&path), global.clone(), file.clone()], "inside an entry's headers"),
         (vec![file.clone(), x(&path)], "ends after an extended header"),
         (vec![x(b"12 path=abc"), file.clone()], "extended header is malformed"),
-        (vec![x(&record(b"GNU.sparse.major", b"1")), file.clone()], "sparse"),
+        (vec![x(&record(b"GNU.sparse.major", b"1")), file.clone()], "sparse file has no size"),
+        (
+            vec![x(&record(b"GNU.sparse.size", b"1")), file.clone()],
+            "sparse file is of no known form",
+        ),
         (vec![Item { content: path, ..global }, file.clone()], "global extended header has a path"),
         (vec![Item { content: b"abc".to_vec(), ..Item::dir("d") }], "has a size"),
         (vec![file.clone(), Item { size: Some(1), ..Item::hard_link("h", "f") }], "has a size"),

@@ -5,5 +5,6 @@ mod entries;
 mod hostile;
 mod kernel;
 mod oracle;
+mod sparse;
 mod tarball;
 mod vectors;
