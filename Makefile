@@ -5,7 +5,7 @@ PREPARE = hack/prepare
 LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmark-seal \
             --package hallmark-trust --package hallmark-sys
 
-.PHONY: help demo test check guest build conformance-runc clean
+.PHONY: help demo test bench check guest build conformance-runc clean
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
@@ -14,6 +14,8 @@ test: ## every test: the workspace's, on this machine, in the guest
 	@$(PREPARE) && $(INTEGRATION) test
 guest: ## the guest's tests alone
 	@$(PREPARE) && $(INTEGRATION) guest
+bench: ## ours beside containerd's snapshotters, runc, crun and the Go shim, as ratios; FILTER= picks subjects
+	@$(PREPARE) && $(INTEGRATION) bench "$(FILTER)"
 check: ## format, lints and the libraries' tests, in seconds once built
 	@$(PREPARE)
 	cargo fmt --all --check

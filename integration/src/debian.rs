@@ -33,9 +33,11 @@ const HOST_PACKAGES: &[&str] = &[
     "musl-tools",
     "openssl",
     "pkg-config",
+    "strace",
     "tar",
     "util-linux",
     "xz-utils",
+    "zstd",
 ];
 
 /// Installs what is missing of the packages this machine needs.

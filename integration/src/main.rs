@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to people")]
 
+mod bench;
 mod cache;
 mod cgroups;
 mod components;
@@ -81,6 +82,23 @@ enum Command {
         #[arg(long, value_enum, default_value = "hallmark")]
         stack: Stack,
     },
+    /// Measure ours beside the programs that do the same work today, in turn, as ratios
+    Bench {
+        /// Only subjects whose names contain this, or one of A|B|C
+        #[arg(default_value = "")]
+        filter: String,
+        /// Runs of each side
+        #[arg(long, default_value = "5")]
+        rounds: usize,
+    },
+    /// (inside) the table of measurements
+    #[command(hide = true)]
+    Measure { kit: PathBuf, material: PathBuf, filter: String, rounds: usize },
+    /// (inside) one decompression, one stage of packing
+    #[command(hide = true)]
+    Inflate { blob: PathBuf, compression: String },
+    #[command(hide = true)]
+    Stage { name: String, tar: PathBuf },
     /// Start a node and run a shell script on it
     Node {
         script: String,
@@ -148,6 +166,14 @@ fn perform(command: Command) -> Result<ExitCode> {
         Command::Test => everything::run(&prepared()?),
         Command::Host { filter, stack } => on_host(stack, "table", &filter),
         Command::Guest { filter, stack } => in_guest(stack, "table", &filter),
+        Command::Bench { filter, rounds } => measure(&filter, rounds),
+        Command::Measure { kit, material, filter, rounds } => {
+            counted(bench::run(Kit::at(&kit), &material, &filter, rounds)?)
+        }
+        Command::Inflate { blob, compression } => {
+            bench::inflate(&blob, &compression).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Stage { name, tar } => bench::stage(&name, &tar).map(|()| ExitCode::SUCCESS),
         Command::Node { script, site: Site::Host, stack } => on_host(stack, "script", &script),
         Command::Node { script, site: Site::Guest, stack } => in_guest(stack, "script", &script),
         Command::Script { site, stack, kit, script } => run_script(site, stack, &kit, &script),
@@ -192,12 +218,12 @@ fn in_guest(stack: Stack, what: &str, argument: &str) -> Result<ExitCode> {
     sandbox::supervise(&cache, &["boot", &kit, what, "guest", stack.name(), inside, argument])
 }
 
-fn bench(site: Site, stack: Stack, kit: &std::path::Path) -> Bench {
+fn test_bench(site: Site, stack: Stack, kit: &std::path::Path) -> Bench {
     Bench::new(site, Kit::at(kit), std::path::Path::new("/var/log/node"), stack)
 }
 
 fn run_script(site: Site, stack: Stack, kit: &std::path::Path, script: &str) -> Result<ExitCode> {
-    let mut bench = bench(site, stack, kit);
+    let mut bench = test_bench(site, stack, kit);
     let node = bench.node()?;
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", script]).env("PATH", node.kit.path()).env("KIT", node.kit.root());
@@ -217,8 +243,21 @@ fn boot(kit: &std::path::Path, arguments: &[String]) -> Result<ExitCode> {
 }
 
 fn table(site: Site, stack: Stack, kit: &std::path::Path, filter: &str) -> Result<ExitCode> {
-    let mut bench = bench(site, stack, kit);
-    let counts = table::run(&tests::all(), &mut bench, filter)?;
+    let mut bench = test_bench(site, stack, kit);
+    counted(table::run(&tests::all(), &mut bench, filter)?)
+}
+
+fn measure(filter: &str, rounds: usize) -> Result<ExitCode> {
+    anyhow::ensure!(rounds > 0, "--rounds 0: nothing would be measured");
+    let cache = prepared()?;
+    let material = bench::prepare(&cache)?;
+    let kit = assemble(&cache, Stack::Hallmark)?;
+    let material = material.to_string_lossy();
+    sandbox::supervise(&cache, &["measure", &kit, &material, filter, &rounds.to_string()])
+}
+
+/// The last line of what counts, and what it means.
+fn counted(counts: table::Counts) -> Result<ExitCode> {
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

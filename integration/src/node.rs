@@ -121,6 +121,16 @@ impl Node {
         Ok(())
     }
 
+    /// The processes that do the work of containerd's clients.
+    pub(crate) fn pids(&self) -> Result<Vec<u32>> {
+        let containerd = self.containerd.as_ref().context("no containerd runs")?;
+        Ok(vec![containerd.pid(), self.snapshotter_pid()?])
+    }
+
+    pub(crate) fn snapshotter_pid(&self) -> Result<u32> {
+        Ok(self.snapshotter.as_ref().context("no snapshotter runs")?.pid())
+    }
+
     /// nerdctl with this node's snapshotter.
     pub(crate) fn nerdctl(&self, arguments: &[&str]) -> Command {
         let mut command = within(180, self.kit.bin("nerdctl"));

@@ -18,6 +18,23 @@ pub(crate) fn whole(tar: &Path) -> Result<Vec<u8>> {
     rewrite(tar, &|_| true)
 }
 
+/// The first entries of a tar that fit into `limit` bytes, as a layer.
+pub(crate) fn until(tar: &Path, limit: usize) -> Result<Vec<u8>> {
+    let mut end = 0;
+    for entry in open(tar)?.entries()? {
+        let entry = entry?;
+        let padded = (entry.raw_file_position() + entry.size()).next_multiple_of(512);
+        if padded + 1024 > limit as u64 {
+            break;
+        }
+        end = padded;
+    }
+    let mut bytes = Vec::new();
+    File::open(tar)?.take(end).read_to_end(&mut bytes)?;
+    bytes.resize(bytes.len() + 1024, 0);
+    Ok(bytes)
+}
+
 /// The entries of `upper` that `lower` lacks or has otherwise, and whiteouts for those that are
 /// gone. A hard link brings the file it links to along.
 pub(crate) fn difference(lower: &Path, upper: &Path) -> Result<Vec<u8>> {

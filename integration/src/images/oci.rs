@@ -14,13 +14,15 @@ use crate::cache::sha256;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// One layer, compressed.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
     pub(crate) diff_id: String,
     pub(crate) blob: Vec<u8>,
+    media_type: &'static str,
 }
 
 impl Layer {
@@ -28,8 +30,18 @@ impl Layer {
     pub(crate) fn from_tar(tar: &[u8]) -> Result<Self> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
         encoder.write_all(tar)?;
-        Ok(Self { diff_id: format!("sha256:{}", sha256(tar)), blob: encoder.finish()? })
+        Ok(Self { diff_id: diff_id(tar), blob: encoder.finish()?, media_type: GZIP })
     }
+
+    /// The same with zstd, at its usual level.
+    pub(crate) fn zstd(tar: &[u8]) -> Result<Self> {
+        let blob = zstd::encode_all(tar, zstd::DEFAULT_COMPRESSION_LEVEL)?;
+        Ok(Self { diff_id: diff_id(tar), blob, media_type: ZSTD })
+    }
+}
+
+fn diff_id(tar: &[u8]) -> String {
+    format!("sha256:{}", sha256(tar))
 }
 
 /// An image: its layers, bottom first, and what its configuration says of running it.
@@ -51,7 +63,8 @@ impl Image {
         })
         .to_string()
         .into_bytes();
-        let layers: Vec<Value> = self.layers.iter().map(|l| descriptor(LAYER, &l.blob)).collect();
+        let layers: Vec<Value> =
+            self.layers.iter().map(|l| descriptor(l.media_type, &l.blob)).collect();
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": descriptor(CONFIG, &config), "layers": layers,
@@ -87,7 +100,9 @@ impl Image {
         let mut layers = Vec::new();
         for (blob, id) in blobs.iter().zip(ids) {
             let diff_id = id.as_str().context("a diff_id is no string")?.to_owned();
-            layers.push(Layer { diff_id, blob: archive.blob(&blob["digest"])?.clone() });
+            let media_type = if blob["mediaType"] == ZSTD { ZSTD } else { GZIP };
+            let blob = archive.blob(&blob["digest"])?.clone();
+            layers.push(Layer { diff_id, blob, media_type });
         }
         Ok(Self { name, layers, run: config["config"].clone() })
     }
