@@ -210,6 +210,27 @@ impl Policy {
         Ok(())
     }
 
+    /// The same policy as a default of "allow", if it allows every character device by one wildcard, and of block
+    /// devices none but by one: what v1 takes below a group that denies a single device, where it refuses wildcards
+    /// (`verify_new_ex` of security/device_cgroup.c) and lets a group that allows inherit the denial.
+    pub(super) fn as_allowing(&self) -> Option<Self> {
+        let any = |kind| Device { major: None, minor: None, kind };
+        let granted = |kind| self.exceptions.get(&any(kind)).copied().unwrap_or(Access::NONE);
+        let covered = |(device, access): (&Device, &Access)| granted(device.kind).contains(*access);
+        let open = Access::READ.union(Access::WRITE);
+        if self.default == Verdict::Allow
+            || !granted(Kind::Char).intersects(open)
+            || !self.exceptions.iter().all(covered)
+        {
+            return None;
+        }
+        let denied = [Kind::Block, Kind::Char]
+            .map(|kind| (any(kind), Access::ALL.without(granted(kind))))
+            .into_iter()
+            .filter(|(_, access)| *access != Access::NONE);
+        Some(Self { default: Verdict::Allow, exceptions: denied.collect() })
+    }
+
     /// Whether an access would pass; the definition that the eBPF program is tested against.
     ///
     /// Under "deny", one exception must cover the whole access; under "allow", one exception that touches it is enough
@@ -395,6 +416,40 @@ mod tests {
             error.contains("cannot punch hole in existing wildcard rule [c 4:* rwm]"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_policy_of_wildcards_is_the_same_turned_around() {
+        let policy = |rules: &[&str]| {
+            let rules: Vec<DeviceRule> = rules.iter().map(|rule| DeviceRule::parse(rule)).collect();
+            Policy::new(&rules).unwrap()
+        };
+        for rules in [
+            &["allow c *:* rwm"][..],
+            &["allow c *:* rwm", "allow b *:* rwm"],
+            &["allow c *:* rw", "allow b *:* r"],
+            &["allow c *:* rw", "allow c 4:64 rwm"],
+        ] {
+            let straight = policy(rules);
+            let turned = straight.as_allowing().unwrap();
+            assert_eq!(turned.default, Verdict::Allow);
+            for kind in [Kind::Char, Kind::Block] {
+                for at in [(1, 3), (10, 236), (8, 0)] {
+                    for access in (1..=7).map(Access) {
+                        let expected = straight.judge(kind, at, access);
+                        assert_eq!(turned.judge(kind, at, access), expected, "{rules:?} {access}");
+                    }
+                }
+            }
+        }
+        for rules in [
+            &["deny a *:* rwm"][..],
+            &["allow a *:* rwm"],
+            &["allow c *:* r"],
+            &["allow c *:* rwm", "allow b 8:0 r"],
+        ] {
+            assert_eq!(policy(rules).as_allowing(), None, "{rules:?}");
+        }
     }
 
     #[test]

@@ -524,6 +524,8 @@ fn later_containers_start_below_the_denial() {
     for rules in [
         r#"{"devices":[{"allow":false,"access":"rwm"}]}"#,
         r#"{"devices":[{"allow":true,"access":"rwm"}]}"#,
+        r#"{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","access":"rwm"},{"allow":true,"type":"b","access":"rwm"}]}"#,
+        r#"{"devices":[{"allow":true,"type":"c","access":"rw"}]}"#,
     ] {
         second.apply(&parse(rules)).unwrap();
         let denied = inside(&second, folder.path(), OPEN_DM);

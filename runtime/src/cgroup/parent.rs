@@ -7,7 +7,7 @@
 //! | layout | how | what it does not do |
 //! |---|---|---|
 //! | v2 | eBPF program, ALLOW_MULTI | bind who is not below the group; hold where the container has the host's cgroup namespace |
-//! | v1, hybrid | `devices.deny` | the same; refused where the group above allows by a wildcard; a container below whose rules allow `c *:*` or `c 10:*` to be read or written does not start |
+//! | v1, hybrid | `devices.deny` | the same; refused where the group above allows by a wildcard; a container below whose rules allow `c 10:*`, or `c *:*` beside single block devices, does not start |
 //!
 //! Neither counts against the host's root. On v2 a container with every capability was seen to detach its own program
 //! and still be refused by the one above (Linux 6.12). On v1 a child's rules are checked against its parent's at every

@@ -92,8 +92,18 @@ pub(super) fn set_limits(cgroup: &Cgroup, resources: &Resources) -> Result<(), E
     Ok(())
 }
 
-/// Brings the group's device rules to `wanted`, and reads back that it worked.
+/// Brings the group's device rules to `wanted`; below a group that denies a device, to the same rules turned around.
 pub(super) fn set_devices(cgroup: &Cgroup, wanted: &Policy) -> Result<(), Error> {
+    match (write_devices(cgroup, wanted), wanted.as_allowing()) {
+        (Err(refused), Some(turned)) if refused.errno() == Some(Errno::PERM) => {
+            write_devices(cgroup, &turned)
+        }
+        (result, _) => result,
+    }
+}
+
+/// Writes the rules, and reads back that it worked.
+fn write_devices(cgroup: &Cgroup, wanted: &Policy) -> Result<(), Error> {
     let dir = cgroup.v1("devices")?;
     let current = Policy::parse_list(&dir.read("devices.list")?)?;
     for (file, rule) in current.transition(wanted) {
