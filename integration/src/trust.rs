@@ -85,9 +85,11 @@ fn config(site: Site, setting: Setting, hook: &Path) -> String {
     let (evidence, exec_control) = site.strength();
     format!(
         "[gate]\nmode = \"{}\"\nminimum_evidence = \"{evidence}\"\n\
-         exec_control = \"{exec_control}\"\nhooks = [\"{}\"]\n",
+         exec_control = \"{exec_control}\"\n\
+         [[gate.hooks]]\npath = \"{hook}\"\nargs = [\"**\", \"internal\", \"oci-hook\", \"*\"]\n\
+         env = [\"PATH\", \"HOME\"]\n",
         setting.mode(),
-        hook.display()
+        hook = hook.display()
     )
 }
 

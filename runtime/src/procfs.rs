@@ -4,7 +4,9 @@
 //! magic link or crosses a mount is refused by the kernel (CVE-2019-19921, CVE-2025-52881).
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -56,6 +58,18 @@ impl Procfs {
         let directory = self.open_file(directory, OFlags::PATH | OFlags::DIRECTORY)?;
         rustix::fs::openat(&directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .context(|| format!("open /proc/{path}"))
+    }
+
+    /// Where what `fd` has open is, in this process' root.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn place_of(&self, fd: BorrowedFd<'_>) -> Result<PathBuf> {
+        let directory = self.open_file("thread-self/fd", OFlags::PATH | OFlags::DIRECTORY)?;
+        let number = fd.as_raw_fd().to_string();
+        let link = rustix::fs::readlinkat(&directory, &number, Vec::new())
+            .context(|| format!("read link /proc/thread-self/fd/{number}"))?;
+        Ok(PathBuf::from(std::ffi::OsString::from_vec(link.into_bytes())))
     }
 
     /// Writes `value` in one call.

@@ -15,7 +15,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 
 use hallmark_runtime::gate::{
-    Launch, MountKind, MountNamespace, MountRequest, Outcome, Request, launch,
+    HookRequest, Launch, MountKind, MountNamespace, MountRequest, Outcome, Processes, Receives,
+    Request, Runs, launch,
 };
 use hallmark_runtime::{ErrorKind, Result};
 use hallmark_sys::process::{Namespaces, unshare};
@@ -57,6 +58,19 @@ fn main() {
          [ \"$(unshare -U --map-users=0:100000:65536 --map-groups=0:200000:65536 stat -c %u:%g {})\" = 0:0 ]",
         conf.display()
     ));
+
+    // a view of one layer through maps has nothing beside it
+    let (lower, sealed) = world::layer(dir.path(), "c", "mkdir bin && touch bin/app");
+    world::claim(dir.path(), &[sealed]);
+    let view = World { lowers: vec![lower], args: vec!["/bin/app".to_owned()], ..world.clone() };
+    let view = World {
+        options: "\"uidmap=0:100000:65536\",\"gidmap=0:200000:65536\",".to_owned(),
+        ..view
+    };
+    let root = view.attach(&view.launch().unwrap());
+    assert_eq!(fs::metadata(root.join("bin/app")).unwrap().uid(), 100_000);
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 1);
+    assert!(fs::write(root.join("x"), "").is_err());
 
     // an unsealed stack is refused with maps as without
     world.lowers.reverse();

@@ -46,8 +46,57 @@ pub struct GateConfig {
     pub claims: PathBuf,
     /// JSON lines: what audit mode let pass.
     pub audit_log: PathBuf,
-    /// OCI hook programs that root allows under enforce.
-    pub hooks: Vec<PathBuf>,
+    /// OCI hooks that root allows under enforce.
+    pub hooks: Vec<HookRule>,
+}
+
+/// A hook that root allows: which program, with which arguments, in which environment.
+///
+/// Whoever writes a container's specification chooses all three; a permitted program with other arguments, a
+/// `LD_PRELOAD` or a `PATH` of theirs is another program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookRule {
+    /// Absolute.
+    pub path: PathBuf,
+    /// All arguments, the program's own name first: `*` is any one, `**` any number of them.
+    pub args: Vec<String>,
+    /// Its whole environment: `NAME=value` as written here, `NAME` as the specification has it, if it has it.
+    #[serde(default)]
+    pub env: Vec<String>,
+}
+
+impl HookRule {
+    /// Whether it is about this program with these arguments.
+    pub fn allows(&self, path: &Path, args: &[String]) -> bool {
+        self.path == path && matches(&self.args, args)
+    }
+
+    /// What it gets of the variables that the specification gives it.
+    pub fn environment(&self, asked: &[String]) -> Vec<String> {
+        let name = |variable: &str| variable.split('=').next().map(str::to_owned);
+        let one = |entry: &String| {
+            if entry.contains('=') {
+                return Some(entry.clone());
+            }
+            // the last of several counts
+            asked.iter().rev().find(|variable| name(variable).as_ref() == Some(entry)).cloned()
+        };
+        self.env.iter().filter_map(one).collect()
+    }
+}
+
+fn matches(patterns: &[String], args: &[String]) -> bool {
+    match (patterns.split_first(), args.split_first()) {
+        (None, None) => true,
+        (Some((pattern, rest)), _) if pattern == "**" => {
+            (0..=args.len()).any(|skipped| matches(rest, args.get(skipped..).unwrap_or_default()))
+        }
+        (Some((pattern, rest)), Some((arg, others))) => {
+            (pattern == "*" || pattern == arg) && matches(rest, others)
+        }
+        _ => false,
+    }
 }
 
 impl Default for GateConfig {
@@ -229,7 +278,7 @@ impl NodeConfig {
             ("snapshotter.socket", &snapshotter.socket),
             ("snapshotter.containerd", &snapshotter.containerd),
         ];
-        let hooks = gate.hooks.iter().map(|hook| ("gate.hooks", hook.as_path()));
+        let hooks = gate.hooks.iter().map(|hook| ("gate.hooks", hook.path.as_path()));
         let revocations = trust.revocations().map(|path| ("trust.revocations", path));
         single.into_iter().chain(hooks).chain(revocations)
     }
@@ -256,7 +305,8 @@ mod tests {
     #[test]
     fn what_is_rendered_parses_to_the_same() {
         let text = "[gate]\nmode = \"audit\"\nminimum_evidence = \"dm-verity+signature\"\n\
-                    exec_control = \"launch-only\"\nhooks = [\"/usr/bin/hook\"]\n\
+                    exec_control = \"launch-only\"\n\
+                    hooks = [{path = \"/usr/bin/hook\", args = [\"hook\", \"**\"]}]\n\
                     [trust]\nrevocations = \"/etc/hallmark/revoked.toml\"\n\
                     [snapshotter]\nlayer_signature = \"required\"\n";
         let config = NodeConfig::parse(text).unwrap();
@@ -280,6 +330,8 @@ mod tests {
             "[gate]\nminimum_evidence = \"dm-verity-signed\"",
             "[gate]\nexec_control = \"selinux\"",
             "[gate]\nhooks = \"/x\"",
+            "[gate]\nhooks = [\"/x\"]",
+            "[gate]\nhooks = [{path = \"/x\"}]",
             "[runtime]\n",
             "[snapshotter]\nlayer_signature = true",
             "[gate",
@@ -288,13 +340,39 @@ mod tests {
         }
         for (text, key) in [
             ("[gate]\nclaims = \"claims\"", "gate.claims"),
-            ("[gate]\nhooks = [\"/ok\", \"hook\"]", "gate.hooks"),
+            ("[gate]\nhooks = [{path = \"hook\", args = []}]", "gate.hooks"),
             ("[trust]\nkeys = \"\"", "trust.keys"),
             ("[trust]\nrevocations = \"x\"", "trust.revocations"),
         ] {
             let error = NodeConfig::parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_hook_is_its_program_its_arguments_and_its_environment() {
+        let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let rule = |args: &[&str]| HookRule {
+            path: "/h".into(),
+            args: text(args),
+            env: text(&["PATH=/sbin", "HOME", "ABSENT"]),
+        };
+        for (pattern, args, expected) in [
+            (&["h", "*", "c"][..], &["h", "b", "c"][..], true),
+            (&["h", "*", "c"], &["h", "c"], false),
+            (&["**", "run", "*"], &["h", "--a", "run", "x"], true),
+            (&["**", "run", "*"], &["h", "run", "x", "y"], false),
+            (&["**"], &[], true),
+            (&[], &[], true),
+            (&["h"], &["h", "more"], false),
+            (&["h"], &["H"], false),
+        ] {
+            let found = rule(pattern).allows(Path::new("/h"), &text(args));
+            assert_eq!(found, expected, "{pattern:?} {args:?}");
+        }
+        assert!(!rule(&["**"]).allows(Path::new("/other"), &[]));
+        let asked = text(&["PATH=/evil", "LD_PRELOAD=/evil.so", "HOME=/a", "HOME=/b", "HOMER=c"]);
+        assert_eq!(rule(&[]).environment(&asked), ["PATH=/sbin", "HOME=/b"]);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! `/sys/kernel/security` is securityfs (by its magic number, not by its name) and has `ipe`,
 //! `ipe/enforce` is 1, exactly one of `ipe/policies/*` is active, its text parses, and it denies
 //! EXECUTE to everything unverified, be it by a rule or by default
-//! ([`Policy::unverified_execute`]).
+//! ([`Policy::unverified_execute`]), and the kernel was started with
+//! `proc_mem.force_override=never`, without which a process may write over its own signed code.
 //!
 //! Everything is read below one directory descriptor, without links and mount points: a file
 //! bound over `enforce` is not asked. Nothing is mounted here; a node without securityfs is
@@ -21,7 +22,8 @@ use rustix::io::Errno;
 
 use crate::ipe::{ParseError, Pins, PinsError, Policy};
 use crate::levels::ExecControl;
-use crate::procfs::file_system_magic;
+use crate::proc_mem;
+use crate::procfs::{Procfs, ProcfsError, file_system_magic};
 
 const SECURITYFS: &str = "/sys/kernel/security";
 /// `SECURITYFS_MAGIC` of Linux include/uapi/linux/magic.h.
@@ -46,12 +48,29 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// What its command line adds.
+    fn started_with(mut self, command_line: Result<Vec<u8>, ProcfsError>) -> Self {
+        let writable = || match command_line.map(|line| proc_mem::force_override(&line)) {
+            Ok(Some("never")) => None,
+            Ok(found) => Some(LaunchOnly::CodeWritable(found)),
+            Err(error) => Some(LaunchOnly::NoCommandLine(error)),
+        };
+        self.weakness = self.weakness.or_else(writable);
+        self
+    }
+
     /// What this node has.
     pub fn exec_control(&self) -> ExecControl {
         match (&self.active, &self.weakness) {
             (Some(_), None) => ExecControl::Ipe,
             _ => ExecControl::LaunchOnly,
         }
+    }
+
+    /// Why nobody can say what the kernel enforces, though it has IPE, or may have: then nothing that only a pin of the
+    /// active policy would forbid may count, and nothing is launched.
+    pub fn doubt(&self) -> Option<&LaunchOnly> {
+        self.weakness.as_ref().filter(|weakness| self.active.is_none() && weakness.is_doubt())
     }
 
     /// Why the node has no better exec control, if it has none.
@@ -92,9 +111,18 @@ pub enum LaunchOnly {
     /// No policy is active, so everything is allowed.
     #[error("IPE has no active policy")]
     NoActivePolicy,
+    /// A process may write over signed code through its own `mem` file.
+    #[error(
+        "code can be written over through /proc/self/mem: proc_mem.force_override is {}, expected never on the kernel command line",
+        .0.unwrap_or("not given")
+    )]
+    CodeWritable(Option<&'static str>),
     /// The kernel was built or started without IPE.
     #[error("the kernel has no IPE: no ipe directory in securityfs")]
     NoIpe,
+    /// The kernel's command line could not be read.
+    #[error("the kernel's command line")]
+    NoCommandLine(#[source] ProcfsError),
     /// There is no securityfs where it belongs.
     #[error("{SECURITYFS} is not securityfs: file system type is {0:#x}")]
     NotSecurityfs(u64),
@@ -127,10 +155,31 @@ pub enum LaunchOnly {
     },
 }
 
+impl LaunchOnly {
+    /// Whether IPE may be there all the same.
+    fn is_doubt(&self) -> bool {
+        /// `SYSFS_MAGIC` of Linux include/uapi/linux/magic.h: securityfs is just not mounted.
+        const SYSFS_MAGIC: u64 = 0x6265_6572;
+        match self {
+            Self::NoActivePolicy
+            | Self::NoIpe
+            | Self::Permissive(_)
+            | Self::ExecuteAllowed { .. }
+            | Self::CodeWritable(_)
+            | Self::NoCommandLine(_) => false,
+            Self::NotSecurityfs(found) => *found != SYSFS_MAGIC,
+            Self::Unreadable { name, source } => {
+                !(name.is_empty() && source.kind() == std::io::ErrorKind::NotFound)
+            }
+            Self::Pins { .. } | Self::SeveralActive(..) | Self::Unknown { .. } => true,
+        }
+    }
+}
+
 /// Asks the kernel.
 pub fn read() -> Kernel {
     match open_ipe().and_then(|ipe| examine(ipe.as_fd())) {
-        Ok(kernel) => kernel,
+        Ok(kernel) => kernel.started_with(Procfs::open().and_then(|proc| proc.command_line())),
         Err(weakness) => Kernel { active: None, weakness: Some(weakness) },
     }
 }
@@ -260,6 +309,29 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_lets_code_be_written_over_is_launch_only() {
+        let root = tree("1");
+        policy(root.path(), "p", "1", DENY);
+        let started = |line: &str| look(root.path()).unwrap().started_with(Ok(line.into()));
+        let good = started("quiet proc_mem.force_override=never");
+        assert_eq!(good.exec_control(), ExecControl::Ipe);
+        for (line, found) in [("quiet", "not given"), ("proc_mem.force_override=ptrace", "ptrace")]
+        {
+            let kernel = started(line);
+            assert_eq!(kernel.exec_control(), ExecControl::LaunchOnly);
+            let weakness = kernel.weakness().unwrap().to_string();
+            assert!(weakness.contains(found) && weakness.contains("expected never"), "{weakness}");
+        }
+        let unread =
+            ProcfsError::Io { name: "cmdline", source: std::io::ErrorKind::NotFound.into() };
+        let kernel = look(root.path()).unwrap().started_with(Err(unread));
+        assert!(matches!(kernel.weakness(), Some(LaunchOnly::NoCommandLine(_))));
+        // what is worse is said first
+        fs::write(root.path().join("enforce"), "0").unwrap();
+        assert!(matches!(started("").weakness(), Some(LaunchOnly::Permissive(_))));
+    }
+
+    #[test]
     fn everything_else_is_launch_only() {
         let global_deny = "policy_name=p policy_version=0.0.1\nDEFAULT action=DENY\n";
         let allow = format!("{global_deny}DEFAULT op=EXECUTE action=ALLOW\n");
@@ -293,6 +365,33 @@ mod tests {
         assert_eq!(look(root.path()).unwrap().exec_control(), ExecControl::Ipe);
         fs::remove_file(root.path().join("enforce")).unwrap();
         assert!(matches!(look(root.path()), Err(LaunchOnly::Unreadable { .. })));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_in_doubt_and_what_is_absent_is_not() {
+        let root = tree("1");
+        policy(root.path(), "p", "1", "policy_name=p policy_version=0.0.1\nnew grammar\n");
+        let doubtful = |result: Result<Kernel, LaunchOnly>| match result {
+            Ok(kernel) => kernel.doubt().is_some(),
+            Err(weakness) => Kernel { active: None, weakness: Some(weakness) }.doubt().is_some(),
+        };
+        assert!(doubtful(look(root.path())));
+        policy(root.path(), "p", "1", DENY);
+        assert!(!doubtful(look(root.path())));
+        fs::write(root.path().join("enforce"), "0").unwrap();
+        assert!(!doubtful(look(root.path())));
+        policy(root.path(), "p", "0", DENY);
+        assert!(!doubtful(look(root.path())));
+        assert!(doubtful(Err(LaunchOnly::NotSecurityfs(0x0102_1994))));
+        for absent in [LaunchOnly::NoIpe, LaunchOnly::NotSecurityfs(0x6265_6572)] {
+            assert!(!doubtful(Err(absent)));
+        }
+        let unreadable = |kind: std::io::ErrorKind| LaunchOnly::Unreadable {
+            name: String::new(),
+            source: kind.into(),
+        };
+        assert!(doubtful(Err(unreadable(std::io::ErrorKind::PermissionDenied))));
+        assert!(!doubtful(Err(unreadable(std::io::ErrorKind::NotFound))));
     }
 
     #[test]

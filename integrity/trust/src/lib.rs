@@ -8,6 +8,7 @@
 //! | [`exec_control`] | who controls execution on the node | securityfs |
 //! | [`ipe`] | the kernel's policy language | nothing |
 //! | [`config`] | the node's configuration | root's file |
+//! | [`policy_versions`] | which policy files were here before | root's file |
 //! | [`strict_file`], [`procfs`] | files of root alone, a verified `/proc` | |
 //!
 //! Start with [`gate`]; its tamper table says what is refused.
@@ -20,6 +21,8 @@ pub mod exec_control;
 pub mod gate;
 pub mod ipe;
 mod levels;
+pub mod policy_versions;
+mod proc_mem;
 pub mod procfs;
 pub mod set;
 pub mod strict_file;

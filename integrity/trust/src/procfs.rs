@@ -26,9 +26,9 @@ pub struct Procfs(OwnedFd);
 #[derive(Debug, thiserror::Error)]
 pub enum ProcfsError {
     /// Something could not be opened or read.
-    #[error("{name}")]
+    #[error("/proc: {name}")]
     Io {
-        /// What.
+        /// What, below /proc; nothing for /proc itself.
         name: &'static str,
         /// The answer.
         source: std::io::Error,
@@ -51,7 +51,7 @@ impl Procfs {
     /// # Errors
     /// `/proc` cannot be opened, or is not procfs.
     pub fn open() -> Result<Self, ProcfsError> {
-        let io = |e: rustix::io::Errno| ProcfsError::Io { name: "/proc", source: e.into() };
+        let io = |e: rustix::io::Errno| ProcfsError::Io { name: "", source: e.into() };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let resolve = ResolveFlags::NO_SYMLINKS;
         let root = rustix::fs::openat2(CWD, "/proc", flags, Mode::empty(), resolve).map_err(io)?;
@@ -69,8 +69,19 @@ impl Procfs {
     /// # Errors
     /// It cannot be opened or read.
     pub fn mountinfo(&self) -> Result<Vec<u8>, ProcfsError> {
-        let name = "thread-self/mountinfo";
-        let io = |source| ProcfsError::Io { name: "/proc/thread-self/mountinfo", source };
+        self.read("thread-self/mountinfo")
+    }
+
+    /// What the kernel was started with, `/proc/cmdline`.
+    ///
+    /// # Errors
+    /// It cannot be opened or read.
+    pub fn command_line(&self) -> Result<Vec<u8>, ProcfsError> {
+        self.read("cmdline")
+    }
+
+    fn read(&self, name: &'static str) -> Result<Vec<u8>, ProcfsError> {
+        let io = |source| ProcfsError::Io { name, source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
         let fd = rustix::fs::openat2(&self.0, name, flags, Mode::empty(), resolve)

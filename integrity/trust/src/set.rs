@@ -14,6 +14,7 @@ use crate::config::{LoadedConfig, NodeConfig};
 use crate::exec_control::{self, Kernel};
 use crate::ipe::{ParseError, Pins, Policy};
 use crate::levels::ExecControl;
+use crate::policy_versions::{self, VersionError};
 use crate::strict_file::{self, Readers, StrictFileError};
 
 /// The longest file of certificates or revocations that is read, in bytes.
@@ -67,6 +68,9 @@ pub enum TrustError {
     /// A file is not one that only root can have written, or could not be read.
     #[error("trust set")]
     File(#[from] StrictFileError),
+    /// The kernel has IPE, or may have, and what it enforces cannot be read.
+    #[error("trust set: the kernel's own policy is in doubt: {0}")]
+    Doubt(String),
     /// Keys, revocations or the policy's signature do not count.
     #[error("trust set: {file}")]
     Seal {
@@ -82,6 +86,14 @@ pub enum TrustError {
         file: String,
         /// Why.
         source: ParseError,
+    },
+    /// The signed policy is older than one that was here, or nobody can tell.
+    #[error("trust set: {file}")]
+    Version {
+        /// The policy file.
+        file: String,
+        /// Why.
+        source: VersionError,
     },
 }
 
@@ -104,6 +116,9 @@ impl TrustSet {
         loaded: &LoadedConfig,
         now: Timestamp,
     ) -> Result<Self, TrustError> {
+        if let Some(doubt) = kernel.doubt() {
+            return Err(TrustError::Doubt(crate::chain(doubt)));
+        }
         let trust = &loaded.config.trust;
         let of = |path: &std::path::Path| {
             let file = path.display().to_string();
@@ -133,6 +148,21 @@ impl TrustSet {
         };
         let unpinned = unpinned(&files, &pins);
         Ok(Self { keyring, revocations, policy, exec_control, weakness, unpinned })
+    }
+
+    /// Remembers the version of a policy that is a signed file, so that no older one counts from now on.
+    ///
+    /// # Errors
+    /// [`TrustError::Version`] if it cannot be written down.
+    pub fn remember(&self, config: &NodeConfig) -> Result<(), TrustError> {
+        match &self.policy {
+            Some(TrustedPolicy { policy, source: PolicySource::SignedFile }) => {
+                let file = config.trust.policy.display().to_string();
+                policy_versions::remember(&policy_versions::path(config), policy)
+                    .map_err(|source| TrustError::Version { file, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The node's certificates.
@@ -183,6 +213,8 @@ fn signed_file(
         .map_err(|source| TrustError::Seal { file: file(), source })?;
     let policy =
         Policy::parse(&text).map_err(|source| TrustError::Policy { file: file(), source })?;
+    policy_versions::admit(&policy_versions::path(config), &policy)
+        .map_err(|source| TrustError::Version { file: file(), source })?;
     Ok(Some(TrustedPolicy { policy, source: PolicySource::SignedFile }))
 }
 
@@ -235,7 +267,7 @@ mod tests {
         let shown = dir.display();
         let config = format!(
             "[trust]\nkeys = \"{shown}/keys.pem\"\nrevocations = \"{shown}/revoked.toml\"\n\
-             policy = \"{shown}/policy.p7b\"\n"
+             policy = \"{shown}/policy.p7b\"\n[snapshotter]\nroot = \"{shown}/lib\"\n"
         );
         fs::write(dir.join("config.toml"), config).unwrap();
         fs::write(dir.join("keys.pem"), &Signer::ours().certificate).unwrap();
@@ -297,7 +329,15 @@ mod tests {
         assert!(matches!(load(dir, None), Err(TrustError::Seal { .. })));
         sign(Signer::ours(), "op=EXECUTE");
         assert!(matches!(load(dir, None), Err(TrustError::Policy { .. })));
+        let newer = POLICY.replace("1.0.0", "1.0.1");
+        sign(Signer::ours(), &newer);
+        let config = NodeConfig::load(&dir.join("config.toml")).unwrap().config;
+        load(dir, None).unwrap().remember(&config).unwrap();
         sign(Signer::ours(), POLICY);
+        let error = load(dir, None).unwrap_err();
+        assert!(crate::chain(&error).contains("version 1.0.0, expected 1.0.1"), "{error}");
+        sign(Signer::ours(), &newer);
+        load(dir, None).unwrap();
         fs::remove_file(dir.join("keys.pem")).unwrap();
         assert!(matches!(load(dir, None), Err(TrustError::File(_))));
     }

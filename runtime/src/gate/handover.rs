@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use hallmark_trust::strict_file::{self, Readers};
 use serde::Deserialize;
 
+use super::stack::Lower;
 use crate::error::{Context, Error, Result};
 
 /// Bytes of the largest file: 500 lowers have a tenth of it.
@@ -88,6 +89,20 @@ pub(crate) enum Access {
     ReadWrite,
     /// Never written to.
     ReadOnly,
+}
+
+impl Rootfs {
+    /// The directory `path` itself, if an EROFS is mounted there: a layer that somebody activated and mounted.
+    ///
+    /// # Errors
+    /// What the kernel says of the directory.
+    pub(crate) fn of_volume(path: &Path) -> Result<Option<Self>> {
+        // one that cannot be opened is the launch's own error, later
+        let Ok(lower) = Lower::open(path) else { return Ok(None) };
+        let volume =
+            Self { lowers: vec![path.to_owned()], access: Access::ReadOnly, ..Self::default() };
+        Ok(lower.is_erofs()?.then_some(volume))
+    }
 }
 
 /// Reads the hand-over file.

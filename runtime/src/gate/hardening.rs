@@ -2,10 +2,12 @@
 //!
 //! Why each: [`Memory::DenyWriteExecute`] closes private mappings of signed files that are written to and run (IPE
 //! judges the file, not the page), and PTRACE_POKETEXT, which writes through a read-only mapping; a holder of
-//! CAP_MAC_ADMIN switches IPE off, CAP_MAC_OVERRIDE leaves its label, CAP_SYS_MODULE adds kernel code; whoever opens
+//! CAP_MAC_ADMIN switches IPE off, CAP_MAC_OVERRIDE leaves its label, CAP_SYS_MODULE adds kernel code, CAP_SYS_BOOT replaces the kernel (kexec); whoever opens
 //! device-mapper's control node can forge a "signed" volume, and a container in the host's cgroup namespace can leave
 //! the cgroup on which that is denied. The denial belongs on the *parent* cgroup: a program on the container's own can
-//! be detached from inside.
+//! be detached from inside. A container that sees the host's processes, in its PID
+//! namespace or through a bind of its /proc or control groups, would undo all of it: with CAP_SYS_PTRACE it
+//! writes into them, with CAP_SYS_ADMIN it enters their namespaces. It gets neither.
 
 use hallmark_trust::Enforcement;
 
@@ -20,6 +22,15 @@ pub struct Hardening {
     pub cgroup_namespace: CgroupNamespace,
     /// Character devices that the container's parent cgroup denies: (major, minor).
     pub deny_devices: &'static [(u32, u32)],
+}
+
+/// Whose processes the container sees, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processes {
+    /// Its own, another container's, or in a user namespace of its own, which gives no power over the host's.
+    Contained,
+    /// The host's, as root of the host.
+    Host,
 }
 
 /// Memory that is written to and executed.
@@ -45,11 +56,23 @@ const DEVICE_MAPPER_CONTROL: (u32, u32) = (10, 236);
 
 impl Hardening {
     /// What a mode adds: all of it, or under audit nothing.
-    pub fn of(mode: Enforcement) -> Self {
+    pub fn of(mode: Enforcement, processes: Processes) -> Self {
         match mode {
             Enforcement::Enforce => Self {
                 memory: Memory::DenyWriteExecute,
-                drop_capabilities: &["CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_SYS_MODULE"],
+                drop_capabilities: match processes {
+                    Processes::Contained => {
+                        &["CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_SYS_BOOT", "CAP_SYS_MODULE"]
+                    }
+                    Processes::Host => &[
+                        "CAP_MAC_ADMIN",
+                        "CAP_MAC_OVERRIDE",
+                        "CAP_SYS_ADMIN",
+                        "CAP_SYS_BOOT",
+                        "CAP_SYS_MODULE",
+                        "CAP_SYS_PTRACE",
+                    ],
+                },
                 cgroup_namespace: CgroupNamespace::Private,
                 deny_devices: &[DEVICE_MAPPER_CONTROL],
             },

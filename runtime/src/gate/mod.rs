@@ -9,16 +9,18 @@
 //! | `handover` | names of lowers, upper and work, from the shim |
 //! | `stack`, `claims` | open, evidence, claim, judge |
 //! | `upper` | the upper is empty at first start, or belongs to this stack |
-//! | `overlay`, `idmap` | the detached mount |
+//! | `overlay`, `aside` | the detached mount |
+//! | `code` | what no unverified mount may cover |
 //! | `mounts` | the specification's mounts, hooks and namespaces |
 //! | `hardening` | what enforce adds |
 //! | `audit` | refuse, or write down and go on |
 
+mod aside;
 mod audit;
 mod claims;
+pub(crate) mod code;
 mod handover;
 mod hardening;
-mod idmap;
 mod mounts;
 mod overlay;
 mod refusal;
@@ -52,7 +54,7 @@ use stack::{Judge, Lower};
 use upper::{Start, Writable};
 
 pub use hallmark_trust::config::PATH as CONFIG_PATH;
-pub use hardening::{CgroupNamespace, Hardening, Memory};
+pub use hardening::{CgroupNamespace, Hardening, Memory, Processes};
 pub use refusal::Refusal;
 
 /// What is to be launched, as far as the gate asks.
@@ -64,18 +66,46 @@ pub struct Request<'a> {
     pub config: &'a Path,
     /// The file that the shim handed over.
     pub rootfs_mounts: Option<&'a Path>,
+    /// `root.path`: without a file handed over, a verified volume may be mounted there.
+    pub root: &'a Path,
     /// `process.args`
     pub args: &'a [String],
+    /// `process.cwd`
+    pub cwd: &'a Path,
     /// `process.env`
     pub env: &'a [String],
     /// `linux.mountLabel`
     pub mount_label: Option<&'a str>,
     /// `linux.namespaces`, the one of type `mount`.
     pub mount_namespace: MountNamespace,
+    /// Whose processes it sees.
+    pub processes: Processes,
     /// `mounts`, in order.
     pub mounts: &'a [MountRequest],
-    /// The programs of all hooks.
-    pub hooks: &'a [PathBuf],
+    /// All hooks, in the order of a container's life.
+    pub hooks: &'a [HookRequest],
+}
+
+/// A hook of the specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookRequest {
+    /// Its program.
+    pub path: PathBuf,
+    /// Its arguments, the program's own name first.
+    pub args: Vec<String>,
+    /// The variables it would have.
+    pub env: Vec<String>,
+    /// Where its program is found.
+    pub runs: Runs,
+}
+
+/// In whose root a hook's program is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// The host's.
+    Outside,
+    /// The container's: `startContainer`.
+    Inside,
 }
 
 /// Whose mounts the container sees.
@@ -98,6 +128,17 @@ pub struct MountRequest {
     pub source: Option<PathBuf>,
     /// Of which kind.
     pub kind: MountKind,
+    /// Whether it is asked to show what is mounted beneath it later.
+    pub receives: Receives,
+}
+
+/// What a mount gets of what the host mounts beneath its source later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receives {
+    /// Nothing, or nothing was said.
+    Nothing,
+    /// `shared` or `slave`: whatever comes.
+    Later,
 }
 
 /// The kinds of mount that the gate tells apart.
@@ -116,8 +157,26 @@ pub enum MountKind {
 pub enum MountDecision {
     /// It is made as the specification asks for.
     Keep,
-    /// It is made, and `noexec` as well.
+    /// It is made, `noexec` with all beneath it, and receives nothing that is mounted later, which would not be.
     NoExec,
+}
+
+/// What an unverified mount may cover: asked again where it is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unverified {
+    /// Data only: enforce.
+    CoversData,
+    /// Anything, which is written down: audit.
+    CoversAnything,
+}
+
+impl Unverified {
+    fn of(mode: Enforcement) -> Self {
+        match mode {
+            Enforcement::Enforce => Self::CoversData,
+            Enforcement::Audit => Self::CoversAnything,
+        }
+    }
 }
 
 /// A container that may be started, and how.
@@ -132,6 +191,10 @@ pub struct Launch {
     pub warnings: Vec<String>,
     /// One for each mount of the request, in order.
     pub mounts: Vec<MountDecision>,
+    /// For each hook of the request, the whole environment it gets; `None`: as asked.
+    pub hook_environments: Vec<Option<Vec<String>>>,
+    /// What a mount that nobody vouches for may cover.
+    pub unverified: Unverified,
     /// For each mount, the volume that was judged and found verified: to be bound, not what its name leads to by now.
     pub volumes: Vec<Option<OwnedFd>>,
     /// To be applied, all of it.
@@ -182,17 +245,22 @@ pub fn launch(request: &Request<'_>) -> Result<Launch> {
         exec_control: kernel.exec_control(),
     };
     let gate = &loaded.config.gate;
-    // a configuration other than the pinned one cannot ask for audit
-    let mode = if loaded.contradicts(&kernel.pins()) { Enforcement::Enforce } else { gate.mode };
+    // a configuration other than the pinned one cannot ask for audit, nor one of which nobody can say whether it is
+    let unpinned = loaded.contradicts(&kernel.pins()) || kernel.doubt().is_some();
+    let mode = if unpinned { Enforcement::Enforce } else { gate.mode };
     let findings = Findings::new(mode, &gate.audit_log, case);
     let devices = loaded.config.snapshotter.state.join("devices");
     let trust = TrustSet::under(kernel, &loaded, now);
+    let trust = trust.and_then(|trust| trust.remember(&loaded.config).map(|()| trust));
     let trust = trust.as_ref().map_err(hallmark_trust::gate::Refusal::no_trust_set);
     let node = NodeRequirements::from(gate);
     let judge = Judge { trust, node, claims: &gate.claims, devices: &devices, now };
     match request.rootfs_mounts {
         Some(file) => judged(request, &loaded, findings, &judge, &handover::read(file)?),
-        None => not_judged(request, &loaded, findings),
+        None => match Rootfs::of_volume(request.root)? {
+            Some(volume) => judged(request, &loaded, findings, &judge, &volume),
+            None => not_judged(request, &loaded, findings),
+        },
     }
 }
 
@@ -207,7 +275,8 @@ fn judged(
     same_label(rootfs.context.as_deref(), request.mount_label)?;
     let proc = Procfs::open().map_err(|e| Error::system(chain(&e)))?;
     let built = build(request, &mut findings, judge, rootfs, &proc)?;
-    mounts::weigh_specification(&mut findings, &loaded.config.gate, request)?;
+    let hook_environments =
+        mounts::weigh_specification(&mut findings, &loaded.config.gate, request)?;
     let image = mounts::Image::new(&proc, built.mount.as_fd(), request)?;
     let (mounts, volumes) = image.weigh_mounts(&mut findings, judge, request)?;
     // only now: a launch that was refused is no first start
@@ -218,7 +287,9 @@ fn judged(
     Ok(Launch {
         rootfs: Some(built.mount),
         verdict: verdict(outcome, &findings.case, built.layers),
-        hardening: Hardening::of(findings.mode()),
+        hardening: Hardening::of(findings.mode(), request.processes),
+        hook_environments,
+        unverified: Unverified::of(findings.mode()),
         warnings: findings.into_warnings(),
         mounts,
         volumes,
@@ -285,11 +356,13 @@ fn not_judged(
 ) -> Result<Launch> {
     let gate = &loaded.config.gate;
     findings.weigh(Err::<(), _>(Refusal::NotHandedOver))?;
-    mounts::weigh_specification(&mut findings, gate, request)?;
+    let hook_environments = mounts::weigh_specification(&mut findings, gate, request)?;
     Ok(Launch {
         rootfs: None,
         verdict: verdict(Outcome::NotJudged, &findings.case, Vec::new()),
-        hardening: Hardening::of(findings.mode()),
+        hardening: Hardening::of(findings.mode(), request.processes),
+        hook_environments,
+        unverified: Unverified::of(findings.mode()),
         warnings: findings.into_warnings(),
         mounts: vec![MountDecision::Keep; request.mounts.len()],
         volumes: request.mounts.iter().map(|_| None).collect(),

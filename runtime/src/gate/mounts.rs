@@ -5,7 +5,7 @@
 //! about the rest: a host's `tini` on a signed volume may be bound in and started. Where it does not, an unverified
 //! bind, and a file system that somebody filled, is made `noexec` and must not hold the program that is started.
 //!
-//! Code is what lies in the directories of [`CODE`], what is executable, and the program itself. Data of an image
+//! Code is what lies in the directories of [`code`], what is executable, and the program itself. Data of an image
 //! may be covered: containers live from configuration and volumes mounted over it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,35 +14,18 @@ use std::path::{Component, Path, PathBuf};
 use hallmark_trust::config::GateConfig;
 use hallmark_trust::procfs::Procfs;
 use hallmark_trust::{Enforcement, ExecControl};
-use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::audit::Findings;
+use super::code;
 use super::refusal::Refusal;
 use super::stack::{Judge, Lower};
-use super::{MountDecision, MountKind, MountNamespace, MountRequest, Request};
+use super::{MountDecision, MountKind, MountNamespace, MountRequest, Receives, Request, Runs};
 use crate::error::{Context, Error, Result};
 
-/// Directories that hold programs and libraries, wherever links lead to.
-const CODE: [&str; 15] = [
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/usr/bin",
-    "/usr/sbin",
-    "/usr/lib",
-    "/usr/lib32",
-    "/usr/lib64",
-    "/usr/libexec",
-    "/usr/local/bin",
-    "/usr/local/sbin",
-    "/usr/local/lib",
-];
-
-/// Hooks are root's own programs; a mount namespace must be the container's.
+/// Hooks are root's own programs, run as root allows them; a mount namespace must be the container's. Answers with the
+/// environment of each hook.
 ///
 /// # Errors
 /// Under enforce: the refusal.
@@ -50,22 +33,29 @@ pub(super) fn weigh_specification(
     findings: &mut Findings,
     gate: &GateConfig,
     request: &Request<'_>,
-) -> Result<()> {
+) -> Result<Vec<Option<Vec<String>>>> {
     let namespace = match &request.mount_namespace {
         MountNamespace::New => Ok(()),
         MountNamespace::Joined(path) => Err(Refusal::MountNamespaceJoined { found: path.clone() }),
         MountNamespace::Inherited => Err(Refusal::MountNamespaceMissing),
     };
     findings.weigh(namespace)?;
-    for hook in request.hooks {
-        let allowed = if gate.hooks.contains(hook) {
-            Ok(())
-        } else {
-            Err(Refusal::Hook { found: hook.clone(), expected: gate.hooks.clone() })
-        };
-        findings.weigh(allowed)?;
-    }
-    Ok(())
+    let hooks = request.hooks.iter().map(|hook| {
+        // the name of root's program is another's file there
+        let ours = hook.runs == Runs::Outside;
+        let rule = gate.hooks.iter().find(|rule| ours && rule.allows(&hook.path, &hook.args));
+        let allowed = rule.ok_or_else(|| Refusal::Hook {
+            found: hook.path.clone(),
+            args: hook.args.clone(),
+            expected: gate.hooks.iter().map(|rule| rule.path.clone()).collect(),
+        });
+        let rule = findings.weigh(allowed)?;
+        Ok(match findings.mode() {
+            Enforcement::Enforce => rule.map(|rule| rule.environment(&hook.env)),
+            Enforcement::Audit => None,
+        })
+    });
+    hooks.collect()
 }
 
 /// The image's files and what is started from them.
@@ -88,7 +78,7 @@ impl<'a> Image<'a> {
         request: &Request<'_>,
     ) -> Result<Self> {
         let mut image = Self { proc, root, program: None };
-        let candidates = programs(request.args, request.env);
+        let candidates = programs(request.args, request.env, request.cwd);
         for path in &candidates {
             if let Some(resolved) = image.resolve(path)? {
                 image.program = Some((path.clone(), resolved));
@@ -118,15 +108,18 @@ impl<'a> Image<'a> {
             if verified.is_none() {
                 findings.weigh(self.may_be_unverified(mount, exec_control)?)?;
             }
-            decisions.push(match mount.kind {
-                MountKind::Bind | MountKind::Filled
-                    if verified.is_none()
-                        && exec_control == ExecControl::LaunchOnly
-                        && findings.mode() == Enforcement::Enforce =>
-                {
-                    MountDecision::NoExec
-                }
-                _ => MountDecision::Keep,
+            let filled = matches!(mount.kind, MountKind::Bind | MountKind::Filled);
+            let ours = filled && verified.is_none() && exec_control == ExecControl::LaunchOnly;
+            if ours && mount.receives == Receives::Later {
+                findings.weigh(Err::<(), _>(Refusal::MountReceives {
+                    destination: mount.destination.clone(),
+                    source_path: mount.source.clone().unwrap_or_else(|| PathBuf::from("none")),
+                }))?;
+            }
+            decisions.push(if ours && findings.mode() == Enforcement::Enforce {
+                MountDecision::NoExec
+            } else {
+                MountDecision::Keep
             });
             volumes.push(verified);
         }
@@ -139,7 +132,7 @@ impl<'a> Image<'a> {
             return Ok(None);
         };
         let Ok(lower) = Lower::open(source) else { return Ok(None) };
-        if !is_erofs(lower.fd.as_fd())? {
+        if !lower.is_erofs()? {
             return Ok(None);
         }
         let volume = [lower];
@@ -178,15 +171,7 @@ impl<'a> Image<'a> {
     fn holds_code(&self, path: &Path) -> Result<bool> {
         let Some(fd) = self.open(path, OFlags::PATH)? else { return Ok(false) };
         let mode = rustix::fs::fstat(&fd).context(|| path.display().to_string())?.st_mode;
-        let in_code = CODE.iter().any(|code| path.starts_with(code));
-        Ok(match FileType::from_raw_mode(mode) {
-            FileType::Directory => {
-                let above = CODE.iter().any(|code| Path::new(code).starts_with(path));
-                (in_code || above) && !self.is_empty(path)?
-            }
-            FileType::RegularFile => in_code || mode & 0o111 != 0,
-            _ => false,
-        })
+        code::is_at(path, mode, || self.is_empty(path))
     }
 
     /// Where a path of the container leads, if the image has it.
@@ -231,17 +216,17 @@ impl<'a> Image<'a> {
     }
 }
 
-/// The places where the program is looked for, as `execvpe` does.
-fn programs(args: &[String], env: &[String]) -> Vec<PathBuf> {
-    let Some(program) = args.first().map(Path::new) else { return Vec::new() };
-    if program.is_absolute() {
-        return vec![plain(program)];
+/// The places where the program is looked for, as the container's first process does: one with a slash, and directories
+/// of PATH that are no absolute paths, from the working directory.
+fn programs(args: &[String], env: &[String], cwd: &Path) -> Vec<PathBuf> {
+    let Some(program) = args.first() else { return Vec::new() };
+    if program.contains('/') {
+        return vec![plain(&cwd.join(program))];
     }
     // the last of several counts
     let path = env.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
-    let directories = path.unwrap_or_default().split(':').map(Path::new);
-    let absolute = directories.filter(|directory| directory.is_absolute());
-    absolute.map(|directory| plain(&directory.join(program))).collect()
+    let directories = path.unwrap_or_default().split(':');
+    directories.map(|directory| plain(&cwd.join(directory).join(program))).collect()
 }
 
 /// The path without `.`, `..` and doubled slashes, as far as its text tells.
@@ -259,12 +244,6 @@ fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-fn is_erofs(fd: BorrowedFd<'_>) -> Result<bool> {
-    const EROFS: u64 = 0xE0F5_E1E2;
-    let statfs = rustix::fs::fstatfs(fd).context(|| "fstatfs")?;
-    Ok(u64::try_from(statfs.f_type) == Ok(EROFS))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,10 +254,15 @@ mod tests {
         let text = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
         let env = text(&["A=b", "PATH=/opt", "PATH=/usr/bin::relative:/bin/../sbin"]);
         let path = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
-        assert_eq!(programs(&text(&["/a//b/../c", "x"]), &env), path(&["/a/c"]));
-        assert_eq!(programs(&text(&["app"]), &env), path(&["/usr/bin/app", "/sbin/app"]));
-        assert_eq!(programs(&text(&["app"]), &[]), path(&[]));
-        assert_eq!(programs(&[], &env), path(&[]));
+        let cwd = Path::new("/data/d");
+        let found = |args: &[&str], env: &[String]| programs(&text(args), env, cwd);
+        assert_eq!(found(&["/a//b/../c", "x"], &env), path(&["/a/c"]));
+        let everywhere = ["/usr/bin/app", "/data/d/app", "/data/d/relative/app", "/sbin/app"];
+        assert_eq!(found(&["app"], &env), path(&everywhere));
+        assert_eq!(found(&["./evil"], &env), path(&["/data/d/evil"]));
+        assert_eq!(found(&["../bin/evil"], &[]), path(&["/data/bin/evil"]));
+        assert_eq!(found(&["app"], &[]), path(&["/data/d/app"]));
+        assert_eq!(found(&[], &env), path(&[]));
     }
 
     /// What the kernel's exec control leaves to us, and what we leave to it.
@@ -295,6 +279,7 @@ mod tests {
                 destination: destination.into(),
                 source: Some(world.dir.join("b.tree")),
                 kind: MountKind::Bind,
+                receives: Receives::Nothing,
             };
             let judged = |destination: &str, exec_control| {
                 image.may_be_unverified(&mount(destination), exec_control).unwrap()

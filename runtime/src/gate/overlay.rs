@@ -18,9 +18,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
+use super::aside;
 use super::audit::AuditPass;
 use super::handover::{Access, Durability, IdMaps};
-use super::idmap;
 use super::stack::Lower;
 use super::upper::Writable;
 use crate::error::{Context, Error, Result};
@@ -55,7 +55,8 @@ const OFF: [(&str, &str); 5] = [
     ("xino", "off"),
 ];
 
-/// Mounts the stack, detached. A single lower without an upper is shown as it is: overlayfs wants two.
+/// Mounts the stack, detached. A single lower without an upper is shown as it is, or, if it needs a label or owners of
+/// its own, above an empty file system: overlayfs wants two.
 ///
 /// # Errors
 /// What the kernel says, with its explanation; a permit for another number of layers.
@@ -70,10 +71,9 @@ pub(super) fn build(warrant: Warrant, proc: &Procfs, parts: &Parts<'_>) -> Resul
         ([lower], None) if parts.label.is_none() && parts.id_maps.is_none() => {
             clone(lower.fd.as_fd(), Access::ReadOnly)
         }
-        _ => match parts.id_maps {
-            Some(maps) => idmap::overlay(proc, parts, maps),
-            None => of_descriptors(proc, parts),
-        },
+        ([_], None) => aside::overlay(proc, parts),
+        _ if parts.id_maps.is_some() => aside::overlay(proc, parts),
+        _ => of_descriptors(proc, parts),
     }
 }
 

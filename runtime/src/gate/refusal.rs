@@ -11,10 +11,15 @@ use hallmark_verity::ImageDigest;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// A hook that root did not allow.
-    #[error("hook {found}, expected one of gate.hooks: {expected:?}", found = found.display())]
+    #[error(
+        "hook {found} with arguments {args:?}, expected one of gate.hooks: {expected:?}, with the arguments given there, and not in the container",
+        found = found.display()
+    )]
     Hook {
         /// The program.
         found: PathBuf,
+        /// Its arguments.
+        args: Vec<String>,
         /// What the node's configuration allows.
         expected: Vec<PathBuf>,
     },
@@ -27,6 +32,17 @@ pub enum Refusal {
         source = source_path.display(), destination = destination.display()
     )]
     MountHidesCode {
+        /// Where it would be mounted.
+        destination: PathBuf,
+        /// What would be mounted.
+        source_path: PathBuf,
+    },
+    /// What the host mounts there later would be executable.
+    #[error(
+        "mount of {source} at {destination} shows what the host mounts there later, which nobody judges, expected private",
+        source = source_path.display(), destination = destination.display()
+    )]
+    MountReceives {
         /// Where it would be mounted.
         destination: PathBuf,
         /// What would be mounted.
@@ -90,9 +106,14 @@ impl Refusal {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Layers(refusal) => refusal.remedy(),
-            Self::Hook { .. } => "list the program in gate.hooks of /etc/hallmark/config.toml",
+            Self::Hook { .. } => {
+                "list the program and its arguments in gate.hooks of /etc/hallmark/config.toml"
+            }
             Self::MountHidesCode { .. } | Self::ProgramUnverified { .. } => {
                 "mount it elsewhere, or build it into the image and seal that"
+            }
+            Self::MountReceives { .. } => {
+                "mount it rprivate, or start it on a node whose kernel controls execution"
             }
             Self::MountNamespaceJoined { .. } | Self::MountNamespaceMissing => {
                 "give the container a mount namespace of its own"

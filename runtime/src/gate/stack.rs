@@ -30,6 +30,14 @@ impl Lower {
             .context(|| format!("open lower {}", name.display()))?;
         Ok(Self { name: name.to_owned(), fd })
     }
+
+    /// Whether it is on an EROFS at all.
+    pub(super) fn is_erofs(&self) -> Result<bool> {
+        /// `EROFS_SUPER_MAGIC_V1` of <linux/magic.h>.
+        const EROFS: u64 = 0xe0f5_e1e2;
+        let statfs = rustix::fs::fstatfs(&self.fd).context(|| "fstatfs")?;
+        Ok(u64::try_from(statfs.f_type) == Ok(EROFS))
+    }
 }
 
 /// What was found of a stack, and what the gate says of it.
@@ -91,10 +99,15 @@ impl Judge<'_> {
         let claims = self.claims(trust, &evidence);
         let launch = Launch { evidence: &evidence, args, env };
         let strengths = evidence.iter().map(Evidence::strength);
+        let result = judge(trust, self.node, &claims, &launch);
+        let image = match &result {
+            Ok(permit) => Some(permit.image()),
+            Err(_) => claims.verified.first().map(|seal| seal.seal().subject.digest),
+        };
         Ok(Judged {
-            result: judge(trust, self.node, &claims, &launch),
+            result,
             evidence: strengths.min().flatten(),
-            image: claims.verified.first().map(|seal| seal.seal().subject.digest),
+            image,
             stack: evidence.iter().filter_map(Evidence::root_hash).collect(),
         })
     }

@@ -28,7 +28,7 @@ macro_rules! rows {
 }
 
 rows! {
-    Hook, "hook /opt/evil, expected one of gate.hooks", |w| w.hooks.push("/opt/evil".into());
+    Hook, "hook /opt/evil with arguments [], expected one of gate.hooks", |w| w.hook("/opt/evil", &[]);
     Layers, "expected EROFS", |w| w.lowers[0] = w.dir.join("a.tree");
     MountHidesCode, "hides code of the image", |w| {
         let source = w.dir.join("a.tree");
@@ -38,6 +38,11 @@ rows! {
         w.namespace = MountNamespace::Joined("/proc/1/ns/mnt".into());
     };
     MountNamespaceMissing, "no mount namespace", |w| w.namespace = MountNamespace::Inherited;
+    MountReceives, "shows what the host mounts there later", |w| {
+        let source = w.dir.join("a.tree");
+        w.mount(&source, "/srv/www", MountKind::Bind);
+        w.mounts[0].receives = Receives::Later;
+    };
     NoLayers, "is the directory", |w| w.options = "bind".to_owned();
     NotHandedOver, "mounted by the caller", |w| w.handed_over = false;
     ProgramUnverified, "would be started from", |w| {
@@ -87,7 +92,7 @@ fn a_sealed_stack_is_mounted_from_its_descriptors() {
         let world = World::new(dir).fresh();
         let launched = world.launch().unwrap();
         assert!(launched.warnings.is_empty());
-        assert_eq!(launched.hardening, Hardening::of(Enforcement::Enforce));
+        assert_eq!(launched.hardening, Hardening::of(Enforcement::Enforce, Processes::Contained));
         let verdict = serde_json::to_value(&launched.verdict).unwrap();
         assert_eq!(verdict["outcome"], "permitted");
         assert_eq!(verdict["evidence"], "rehashed");
@@ -195,6 +200,26 @@ fn a_view_of_one_layer_is_judged_and_read_only() {
 }
 
 #[test]
+fn a_root_that_is_a_verified_volume_is_judged_without_a_hand_over() {
+    privately(|dir| {
+        let world = World::new(dir);
+        let (lower, sealed) = layer(dir, "c", "mkdir bin && touch bin/app");
+        claim(dir, &[sealed]);
+        let volume = World { handed_over: false, root: lower, ..world.fresh() };
+        let launched = volume.launch().unwrap();
+        assert_eq!(launched.verdict.outcome, Outcome::Permitted);
+        let root = volume.attach(&launched);
+        assert!(root.join("bin/app").is_file() && fs::write(root.join("x"), "").is_err());
+        let unsealed = World { root: world.lowers[0].clone(), ..volume.clone() };
+        assert!(unsealed.refused().contains("no seal for this stack of 1 layers"));
+        let below = World { root: volume.root.join("bin"), ..volume.clone() };
+        assert!(below.refused().contains("root"), "{}", below.refused());
+        let directory = World { root: dir.join("a.tree"), ..volume };
+        assert!(directory.refused().contains("mounted by the caller"));
+    });
+}
+
+#[test]
 fn audit_passes_and_writes_down_what_enforce_would_refuse() {
     privately(|dir| {
         let mut world = World::new(dir);
@@ -202,12 +227,12 @@ fn audit_passes_and_writes_down_what_enforce_would_refuse() {
         let clean = world.fresh().launch().unwrap();
         assert_eq!(clean.verdict.outcome, Outcome::Permitted);
         assert!(fs::read(dir.join("log/audit.log")).is_err());
-        let none = Hardening::of(Enforcement::Audit);
+        let none = Hardening::of(Enforcement::Audit, Processes::Host);
         assert_eq!(clean.hardening, none);
 
         let mut unsealed = world.fresh();
         unsealed.lowers.reverse();
-        unsealed.hooks.push("/opt/evil".into());
+        unsealed.hook("/opt/evil", &[]);
         let launched = unsealed.launch().unwrap();
         assert_eq!(launched.verdict.outcome, Outcome::Audit);
         assert_eq!(launched.warnings.len(), 2);
@@ -271,6 +296,49 @@ fn mounts_may_cover_data_and_not_code() {
 }
 
 #[test]
+fn a_hook_runs_as_root_allows_it() {
+    privately(|dir| {
+        let world = World::new(dir);
+        let mut allowed = world.fresh();
+        allowed.hook("/usr/bin/allowed", &["allowed", "now"]);
+        allowed.hooks[1].env =
+            ["PATH=/evil", "LD_PRELOAD=/evil.so", "HOME=/root"].map(Into::into).into();
+        let environments = allowed.launch().unwrap().hook_environments;
+        assert_eq!(environments[1], Some(vec!["PATH=/sbin".to_owned(), "HOME=/root".to_owned()]));
+        let mut other = world.fresh();
+        other.hook("/usr/bin/allowed", &["allowed", "later"]);
+        assert!(other.refused().contains("with arguments [\"allowed\", \"later\"]"));
+        let mut inside = world.fresh();
+        inside.hooks[0].runs = Runs::Inside;
+        assert!(inside.refused().contains("and not in the container"));
+        other.config = dir.join("audit.toml");
+        assert_eq!(other.launch().unwrap().hook_environments, [None, None]);
+    });
+}
+
+#[test]
+fn a_program_below_the_working_directory_is_looked_for_there() {
+    privately(|dir| {
+        let world = World::new(dir);
+        for program in ["./evil", "deep/../evil"] {
+            let mut world = World { args: vec![program.to_owned()], ..world.fresh() };
+            world.mount(&dir.join("a.tree"), "/srv", MountKind::Filled);
+            let message = world.refused();
+            assert!(message.contains("/srv/evil would be started from"), "{program}: {message}");
+        }
+    });
+}
+
+#[test]
+fn a_container_among_the_hosts_processes_has_no_power_over_them() {
+    let dropped = |processes| Hardening::of(Enforcement::Enforce, processes).drop_capabilities;
+    for capability in ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MAC_ADMIN"] {
+        assert!(dropped(Processes::Host).contains(&capability));
+    }
+    assert!(!dropped(Processes::Contained).contains(&"CAP_SYS_ADMIN"));
+}
+
+#[test]
 fn a_verified_volume_is_bound_as_it_was_judged() {
     privately(|dir| {
         let world = World::new(dir);
@@ -296,7 +364,7 @@ fn a_launch_that_was_refused_is_no_first_start() {
     privately(|dir| {
         let world = World::new(dir).fresh();
         let mut refused = world.clone();
-        refused.hooks.push("/opt/evil".into());
+        refused.hook("/opt/evil", &[]);
         assert!(refused.refused().contains("/opt/evil"));
         fs::write(world.upper().join("planted"), "").unwrap();
         assert!(world.refused().contains("holds planted before the first start"));

@@ -17,7 +17,10 @@ use hallmark_seal::{
 use hallmark_verity::{DiffId, ImageDigest, LayerDigest};
 use rustix::mount::{MoveMountFlags, move_mount};
 
-use super::{ErrorKind, Launch, MountKind, MountNamespace, MountRequest, Request, Result, launch};
+use super::{
+    ErrorKind, HookRequest, Launch, MountKind, MountNamespace, MountRequest, Processes, Receives,
+    Request, Result, Runs, launch,
+};
 
 const POLICY: &str = "policy_name=node policy_version=1.0.0\nDEFAULT action=ALLOW\n\
                       DEFAULT op=EXECUTE action=DENY\nop=EXECUTE dmverity_signature=TRUE action=ALLOW\n";
@@ -128,10 +131,11 @@ pub(crate) struct World {
     pub(crate) lowers: Vec<PathBuf>,
     pub(crate) options: String,
     pub(crate) handed_over: bool,
+    pub(crate) root: PathBuf,
     pub(crate) args: Vec<String>,
     pub(crate) namespace: MountNamespace,
     pub(crate) mounts: Vec<MountRequest>,
-    pub(crate) hooks: Vec<PathBuf>,
+    pub(crate) hooks: Vec<HookRequest>,
 }
 
 impl World {
@@ -145,9 +149,10 @@ impl World {
             let shown = dir.display();
             let config = format!(
                 "[gate]\nmode = \"{mode}\"\nminimum_evidence = \"rehashed\"\nexec_control = \"launch-only\"\n\
-                 claims = \"{shown}/claims\"\naudit_log = \"{shown}/log/audit.log\"\nhooks = [\"/usr/bin/allowed\"]\n\
+                 claims = \"{shown}/claims\"\naudit_log = \"{shown}/log/audit.log\"\n\
+                 hooks = [{{path = \"/usr/bin/allowed\", args = [\"allowed\", \"now\"], env = [\"PATH=/sbin\", \"HOME\"]}}]\n\
                  [trust]\nkeys = \"{shown}/keys.pem\"\npolicy = \"{shown}/policy.p7b\"\n\
-                 [snapshotter]\nstate = \"{shown}\"\n"
+                 [snapshotter]\nroot = \"{shown}/lib\"\nstate = \"{shown}\"\n"
             );
             fs::write(dir.join(format!("{mode}.toml")), config).unwrap();
         }
@@ -163,10 +168,11 @@ impl World {
             lowers: vec![top, bottom],
             options: String::new(),
             handed_over: true,
+            root: dir.to_owned(),
             args: vec!["/bin/app".to_owned()],
             namespace: MountNamespace::New,
             mounts: Vec::new(),
-            hooks: vec!["/usr/bin/allowed".into()],
+            hooks: vec![hook("/usr/bin/allowed", &["allowed", "now"])],
         }
     }
 
@@ -185,7 +191,12 @@ impl World {
 
     pub(crate) fn mount(&mut self, source: &Path, destination: &str, kind: MountKind) {
         let source = Some(source.to_owned());
-        self.mounts.push(MountRequest { destination: destination.into(), source, kind });
+        let receives = Receives::Nothing;
+        self.mounts.push(MountRequest { destination: destination.into(), source, kind, receives });
+    }
+
+    pub(crate) fn hook(&mut self, path: &str, args: &[&str]) {
+        self.hooks.push(hook(path, args));
     }
 
     pub(crate) fn launch(&self) -> Result<Launch> {
@@ -206,10 +217,13 @@ impl World {
             container: "c1",
             config: &self.config,
             rootfs_mounts: self.handed_over.then_some(file.as_path()),
+            root: &self.root,
             args: &self.args,
+            cwd: Path::new("/srv"),
             env: &["PATH=/usr/bin:/bin".to_owned()],
             mount_label: None,
             mount_namespace: self.namespace.clone(),
+            processes: Processes::Contained,
             mounts: &self.mounts,
             hooks: &self.hooks,
         })
@@ -237,6 +251,11 @@ impl World {
         file.read_exact_at(&mut byte, offset).unwrap();
         file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
     }
+}
+
+fn hook(path: &str, args: &[&str]) -> HookRequest {
+    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    HookRequest { path: path.into(), args, env: Vec::new(), runs: Runs::Outside }
 }
 
 pub(crate) fn bind(source: &Path, access: &str) -> String {

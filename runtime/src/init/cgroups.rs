@@ -178,7 +178,7 @@ fn bind(plan: &MountPlan, source: &Path, root: &Root) -> Result<OwnedFd> {
     let change = hallmark_sys::mount::Change { set: plan.set, ..Default::default() };
     hallmark_sys::mount::set_attributes(&tree, Extent::Mount, &change)?;
     let target = root.mount_point(&plan.destination, PointKind::Directory)?;
-    mounts::guard_proc(plan, target.as_fd(), attach::Content::Other)?;
+    mounts::guard(plan, target.as_fd(), attach::Content::Other, root)?;
     attach::move_to(tree.as_fd(), target.as_fd())?;
     Ok(tree)
 }

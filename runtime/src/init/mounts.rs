@@ -4,16 +4,17 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hallmark_sys::mount::{self, Attributes, Change, Extent};
-use rustix::fs::{Mode, OFlags, XattrFlags};
+use rustix::fs::{Dir, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::attach::{self, Bind, Content};
 use super::root::{PointKind, Root};
 use super::{Init, cgroups};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::gate::code;
 use crate::procfs::PROC_SUPER_MAGIC;
-use crate::spec::{CopyUp, MountKind, MountPlan};
+use crate::spec::{CopyUp, Covers, MountKind, MountPlan};
 
 /// The only files of /proc that something may be mounted on: what lxcfs serves, and two settings.
 const COVERABLE: [&str; 10] = [
@@ -97,8 +98,13 @@ fn one(
     Ok(Some(made))
 }
 
-/// Recursive attributes and propagation, on the attached mount.
+/// Propagation and recursive attributes, on the attached mount: in this order, so that what the attributes are set on
+/// is all that will ever be there where nothing is received any more.
 pub(super) fn finish(mount: &MountPlan, made: BorrowedFd<'_>) -> Result<()> {
+    for (propagation, extent) in &mount.propagation {
+        let change = Change { propagation: Some(*propagation), ..Change::default() };
+        mount::set_attributes(made, *extent, &change)?;
+    }
     let tree = Change {
         set: mount.tree_set,
         clear: atime_aware(mount.tree_set, mount.tree_clear),
@@ -106,10 +112,6 @@ pub(super) fn finish(mount: &MountPlan, made: BorrowedFd<'_>) -> Result<()> {
     };
     if !tree.is_empty() {
         mount::set_attributes(made, Extent::Tree, &tree)?;
-    }
-    for (propagation, extent) in &mount.propagation {
-        let change = Change { propagation: Some(*propagation), ..Change::default() };
-        mount::set_attributes(made, *extent, &change)?;
     }
     Ok(())
 }
@@ -126,7 +128,7 @@ fn atime_aware(set: Attributes, clear: Attributes) -> Attributes {
 
 fn bind_one(mount: &MountPlan, bind: Bind, root: &Root) -> Result<OwnedFd> {
     let target = root.mount_point(&mount.destination, bind.kind)?;
-    guard_proc(mount, target.as_fd(), bind.content)?;
+    guard(mount, target.as_fd(), bind.content, root)?;
     set_bind_attributes(mount, bind.tree.as_fd())?;
     attach::move_to(bind.tree.as_fd(), target.as_fd())?;
     Ok(bind.tree)
@@ -165,7 +167,7 @@ fn set_bind_attributes(mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<()> {
 fn virtual_one(mount: &MountPlan, name: &str, root: &Root) -> Result<OwnedFd> {
     let target = root.ordinary_directory(&mount.destination, name)?;
     let content = if name == "proc" { Content::Procfs } else { Content::Other };
-    guard_proc(mount, target.as_fd(), content)?;
+    guard(mount, target.as_fd(), content, root)?;
     let made = detached(mount, name, None, &[])?;
     attach::move_to(made.as_fd(), target.as_fd())?;
     Ok(made)
@@ -178,7 +180,7 @@ pub(super) fn file_system(
     label: Option<&str>,
 ) -> Result<OwnedFd> {
     let target = root.mount_point(&mount.destination, PointKind::Directory)?;
-    guard_proc(mount, target.as_fd(), Content::Other)?;
+    guard(mount, target.as_fd(), Content::Other, root)?;
     let made = detached(mount, name, label, &[])?;
     attach::move_to(made.as_fd(), target.as_fd())?;
     Ok(made)
@@ -199,7 +201,7 @@ fn tmpfs(mount: &MountPlan, copy_up: CopyUp, root: &Root, label: Option<&str>) -
         }
         None => &root.mount_point(&mount.destination, PointKind::Directory)?,
     };
-    guard_proc(mount, target.as_fd(), Content::Other)?;
+    guard(mount, target.as_fd(), Content::Other, root)?;
     let made = detached(mount, "tmpfs", label, &first)?;
     if let (CopyUp::Yes, Some(covered)) = (copy_up, &existing) {
         let inside = |directory: &OwnedFd| {
@@ -285,14 +287,56 @@ fn configured(context: &OwnedFd, errno: Errno, what: &str) -> Error {
     if said.is_empty() { error.within(what) } else { error.within(said).within(what) }
 }
 
-/// Nothing may cover /proc but a procfs, and nothing inside it but a few files (CVE-2019-16884).
-///
-/// The file system of the target itself is asked, so that a link into /proc is no way around.
-pub(super) fn guard_proc(
+/// Asks of the place where a mount is to be attached, whatever its name is, whether it may be covered.
+pub(super) fn guard(
     mount: &MountPlan,
     target: BorrowedFd<'_>,
     content: Content,
+    root: &Root,
 ) -> Result<()> {
+    guard_proc(mount, target, content)?;
+    match mount.covers {
+        Covers::Anything => Ok(()),
+        Covers::Data => guard_code(mount, target, root),
+    }
+}
+
+/// The gate judged the destination by the links of the image. A link that an earlier mount brought along must not lead
+/// over the image's code either.
+fn guard_code(mount: &MountPlan, target: BorrowedFd<'_>, root: &Root) -> Result<()> {
+    // what is not on the root's own mount is no code of the image
+    let Some(path) = root.path_of(target)? else { return Ok(()) };
+    let mode = rustix::fs::fstat(target).context(|| path.display().to_string())?.st_mode;
+    if !code::is_at(&path, mode, || is_empty(target))? {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Refused,
+        format!(
+            "hallmark: refused: mount at {} leads to {} and hides code of the image, expected a verified volume \
+             there; to run it: mount it elsewhere, or build it into the image and seal that",
+            mount.destination,
+            path.display()
+        ),
+    ))
+}
+
+fn is_empty(directory: BorrowedFd<'_>) -> Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(directory, ".", flags, Mode::empty()).context(|| "open .")?;
+    for entry in Dir::read_from(&fd).context(|| "readdir")? {
+        let entry = entry.context(|| "readdir")?;
+        if entry.file_name() != c"." && entry.file_name() != c".." {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Nothing may cover /proc but a procfs, and nothing inside it but a few files (CVE-2019-16884).
+///
+/// The file system of the target itself is asked, so that a link into /proc is no way around.
+fn guard_proc(mount: &MountPlan, target: BorrowedFd<'_>, content: Content) -> Result<()> {
     let destination = mount.destination.as_str();
     if destination == "/proc" {
         return if content == Content::Procfs {
@@ -311,4 +355,42 @@ pub(super) fn guard_proc(
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::minimal;
+    use serde_json::json;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_link_of_an_earlier_mount_does_not_lead_over_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("root");
+        std::fs::create_dir_all(image.join("usr/bin")).unwrap();
+        std::fs::write(image.join("usr/bin/app"), "").unwrap();
+        // what an earlier mount at /data brought along
+        std::fs::create_dir(image.join("data")).unwrap();
+        symlink("/usr/bin", image.join("data/programs")).unwrap();
+        symlink("../usr", image.join("data/above")).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let root = Root::new(rustix::fs::open(&image, flags, Mode::empty()).unwrap());
+        let guarded = |destination: &str, covers| {
+            let mount = json!({"destination": destination, "source": "/s", "type": "bind"});
+            let mut plan = minimal(|c| c["mounts"] = json!([mount])).unwrap();
+            plan.mounts[0].covers = covers;
+            let target = root.mount_point(destination, PointKind::Directory).unwrap();
+            guard(&plan.mounts[0], target.as_fd(), Content::Other, &root)
+        };
+        for evil in ["/data/programs", "/data/above", "/usr/bin"] {
+            let error = guarded(evil, Covers::Data).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused);
+            assert!(error.to_string().contains("hides code of the image"), "{error}");
+            guarded(evil, Covers::Anything).unwrap();
+        }
+        for good in ["/data", "/data/new", "/usr/bin/new"] {
+            guarded(good, Covers::Data).unwrap();
+        }
+    }
 }

@@ -3,7 +3,8 @@
 //! Every lookup is `openat2` with `RESOLVE_IN_ROOT`: links in the image, absolute or with `..`, end inside the root,
 //! whatever another process swaps meanwhile (CVE-2019-16884, CVE-2021-30465, CVE-2024-45310, CVE-2026-41579).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -66,6 +67,33 @@ impl Root {
                 other => return other,
             }
         }
+    }
+
+    /// Where in the root `place` is, links resolved; `None` if something else is mounted there.
+    ///
+    /// For a process that has not entered the root yet: it has the host's /proc, which [`crate::procfs`] made sure of.
+    ///
+    /// # Errors
+    /// The kernel's; a place that was unlinked.
+    pub(crate) fn path_of(&self, place: BorrowedFd<'_>) -> Result<Option<PathBuf>> {
+        let mount = |fd: BorrowedFd<'_>| -> Result<u64> {
+            let mask = rustix::fs::StatxFlags::MNT_ID;
+            let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, mask).context(|| "statx")?;
+            Ok(stat.stx_mnt_id)
+        };
+        if mount(place)? != mount(self.0.as_fd())? {
+            return Ok(None);
+        }
+        let path = |fd: BorrowedFd<'_>| {
+            let link = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
+            std::fs::read_link(&link).context(|| link)
+        };
+        let (path, root) = (path(place)?, path(self.0.as_fd())?);
+        let below = path.strip_prefix(&root).map_err(|_other: std::path::StripPrefixError| {
+            let (path, root) = (path.display(), root.display());
+            Error::system(format!("mount point {path}: expected a place below {root}"))
+        })?;
+        Ok(Some(Path::new("/").join(below)))
     }
 
     /// A place to mount on; what is missing on the way is made.

@@ -203,7 +203,7 @@ fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
     let procfs = Procfs::open()?;
     selinux::require_of(&procfs, &plan.process)?;
     plan.mount_label.as_deref().map_or(Ok(()), |label| selinux::require(&procfs, label))?;
-    let mut judged = judge::judge(request, plan)?;
+    let mut judged = judge::judge(request, plan, &procfs)?;
     // they are in the audit log; a program in the foreground has our stderr to itself
     for warning in &judged.warnings {
         log.note(warning);
@@ -238,8 +238,9 @@ fn make_cgroup(request: &Request, plan: &Plan, judged: &Judged) -> Result<NewCgr
         CgroupDriver::Systemd => Driver::Systemd,
     };
     let cgroup = Cgroup::create(&path, driver, &plan.resources)?;
-    cgroup.apply(&plan.resources)?;
+    // first what is denied above: v1 would silently take it out of rules that are there already
     judged.deny_on_parent(&cgroup)?;
+    cgroup.apply(&plan.resources)?;
     Ok(cgroup)
 }
 

@@ -46,20 +46,30 @@ impl Hooks {
         })
     }
 
-    /// Every program, for the gate.
-    pub(crate) fn programs(&self) -> Vec<PathBuf> {
+    /// The lists by their names in config.json.
+    pub(crate) fn lists(&self) -> [(&'static str, &[Hook]); 6] {
         [
-            &self.prestart,
-            &self.create_runtime,
-            &self.create_container,
-            &self.start_container,
-            &self.poststart,
-            &self.poststop,
+            ("prestart", &self.prestart),
+            ("createRuntime", &self.create_runtime),
+            ("createContainer", &self.create_container),
+            ("startContainer", &self.start_container),
+            ("poststart", &self.poststart),
+            ("poststop", &self.poststop),
+        ]
+    }
+
+    /// Every hook, for the gate.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Hook> {
+        [
+            &mut self.prestart,
+            &mut self.create_runtime,
+            &mut self.create_container,
+            &mut self.start_container,
+            &mut self.poststart,
+            &mut self.poststop,
         ]
         .into_iter()
         .flatten()
-        .map(|hook| hook.path.clone())
-        .collect()
     }
 }
 
@@ -97,11 +107,11 @@ mod tests {
 
     #[test]
     fn hooks_must_be_absolute_and_their_time_positive() {
-        let plan = minimal(|c| {
+        let mut plan = minimal(|c| {
             c["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/true", "timeout": 3}]});
         })
         .unwrap();
-        assert_eq!(plan.hooks.programs().len(), 1);
+        assert_eq!(plan.hooks.all_mut().count(), 1);
         assert_eq!(plan.hooks.poststop[0].timeout.unwrap().as_secs(), 3);
         for bad in [
             serde_json::json!({"path": "bin/true"}),

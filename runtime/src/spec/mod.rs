@@ -29,7 +29,7 @@ pub use capability::Capabilities;
 pub(crate) use capability::{names as capability_names, parse as parse_capability};
 pub(crate) use device::{Device, DeviceNode};
 pub(crate) use hook::{Hook, Hooks};
-pub(crate) use mount::{CopyUp, IdMappedMount, MountKind, MountPlan, OPTION_NAMES};
+pub(crate) use mount::{CopyUp, Covers, IdMappedMount, MountKind, MountPlan, OPTION_NAMES};
 pub(crate) use namespace::{IdMaps, Joined, Kind, NamespacePlan};
 pub(crate) use process::{ProcessPlan, Terminal, User};
 pub(crate) use system::{MemoryPolicy, RootPropagation, Sysctl};
@@ -108,6 +108,24 @@ impl Plan {
         let spec: Spec = serde_json::from_value(lenient)
             .map_err(|error| Error::spec(format!("config.json: {error}")))?;
         Self::from_spec(&spec, Taken { capabilities, resources, warnings, config }, bundle)
+    }
+
+    /// Writes the hooks' environments into the configuration that the state file keeps.
+    ///
+    /// # Errors
+    /// None for a plan that was parsed.
+    pub(crate) fn save_hook_environments(&mut self) -> Result<()> {
+        let mut config: Value = serde_json::from_str(self.config.get())?;
+        for (name, hooks) in self.hooks.lists() {
+            for (position, hook) in hooks.iter().enumerate() {
+                let saved = config.pointer_mut(&format!("/hooks/{name}/{position}"));
+                if let (Some(saved), Some(env)) = (saved, &hook.env) {
+                    saved["env"] = env.clone().into();
+                }
+            }
+        }
+        self.config = serde_json::value::to_raw_value(&config)?;
+        Ok(())
     }
 
     fn from_spec(spec: &Spec, taken: Taken, bundle: &Path) -> Result<Self> {

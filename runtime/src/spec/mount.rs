@@ -41,6 +41,17 @@ pub(crate) struct MountPlan {
     /// Options for the file system: `key` or `key=value`.
     pub(crate) data: Vec<(String, Option<String>)>,
     pub(crate) id_map: Option<IdMappedMount>,
+    pub(crate) covers: Covers,
+}
+
+/// What may disappear below a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Covers {
+    /// Whatever is there.
+    #[default]
+    Anything,
+    /// Data of the image, not its code: the gate found nobody who vouches for what is mounted.
+    Data,
 }
 
 /// How the mount comes about.
@@ -227,6 +238,7 @@ fn parse(mount: &oci::Mount, bundle: &Path) -> Result<MountPlan> {
         propagation: Vec::new(),
         data: Vec::new(),
         id_map: None,
+        covers: Covers::Anything,
     };
     let mut seen = Seen { bind: None, copy_up: CopyUp::No };
     for option in mount.options().as_deref().unwrap_or_default() {

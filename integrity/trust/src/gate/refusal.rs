@@ -317,7 +317,7 @@ impl Refusal {
             Self::PolicyDenies { .. } => {
                 "sign the layers with a key the kernel trusts, or allow their root hashes in the IPE policy"
             }
-            Self::NoTrustSet { .. } => "repair the file; `hallmark doctor` checks all of them",
+            Self::NoTrustSet { .. } => "repair the file; `hallmark posture` looks at all of them",
             Self::DmOption { .. }
             | Self::DmTable { .. }
             | Self::FileSystem { .. }

@@ -179,6 +179,14 @@ fn parse_version(text: &str) -> Option<Version> {
     numbers.next().is_none().then_some(version)
 }
 
+impl std::str::FromStr for Version {
+    type Err = ParseErrorKind;
+
+    fn from_str(text: &str) -> Result<Self, ParseErrorKind> {
+        parse_version(text).ok_or_else(|| ParseErrorKind::Version(text.to_owned()))
+    }
+}
+
 /// `kstrtou16(text, 10, …)`: what `str::parse` takes as well, a leading `+` included.
 fn kstrtou16(text: &str) -> Option<u16> {
     text.parse().ok()

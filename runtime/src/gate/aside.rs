@@ -1,8 +1,10 @@
-//! Lowers with other owners: the root file system of a container with a user namespace of its own.
+//! An overlay of lowers that are mounted for it alone, in a mount namespace that goes away again.
 //!
-//! The layers belong to root; without a map every file would have to be chowned, which copies it up, and under IPE a
+//! **Other owners**, for a container with a user namespace of its own. The layers belong to root; without a map every file would have to be chowned, which copies it up, and under IPE a
 //! copy does not run. So each judged lower is cloned, the clone gets the container's id map, and the overlay is built
 //! from the clones.
+//!
+//! **An empty lower** below a single one that is to be shown under another label: overlayfs wants two.
 //!
 //! overlayfs takes detached id-mapped lowers since Linux 6.15 only. Attached ones it takes earlier, of the caller's
 //! mount namespace: so a child with a mount namespace of its own, in the host's user namespace, attaches them and
@@ -24,7 +26,10 @@ use hallmark_sys::mount::{Attributes, Change, Extent, Propagation, set_attribute
 use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
 use hallmark_trust::procfs::Procfs;
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MoveMountFlags, move_mount};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 use rustix::process::{PidfdGetfdFlags, WaitId, WaitIdOptions, pidfd_getfd, waitid};
 
 use super::handover::Access;
@@ -34,24 +39,24 @@ use super::stack::Lower;
 use super::upper::Writable;
 use crate::error::{Context, Error, Result};
 
-/// Builds the overlay with every lower seen through the maps.
+/// Builds the overlay with every lower seen through the maps, if there are any.
 ///
 /// # Errors
 /// The kernel's; a process of several threads, which cannot be cloned.
-pub(super) fn overlay(proc: &Procfs, parts: &Parts<'_>, maps: &IdMaps) -> Result<OwnedFd> {
-    let namespace = user_namespace(maps)?;
-    let mapped = |lower: &Lower| {
+pub(super) fn overlay(proc: &Procfs, parts: &Parts<'_>) -> Result<OwnedFd> {
+    let namespace = parts.id_maps.map(user_namespace).transpose()?;
+    let own = |lower: &Lower| {
         let clone = overlay::clone(lower.fd.as_fd(), Access::ReadWrite)?;
-        let change = Change {
-            set: Attributes::READ_ONLY,
-            id_map: Some(namespace.as_fd()),
-            ..Change::default()
-        };
+        let id_map = namespace.as_ref().map(AsFd::as_fd);
+        let change = Change { set: Attributes::READ_ONLY, id_map, ..Change::default() };
         set_attributes(&clone, Extent::Mount, &change)
             .context(|| format!("id map of {}", lower.name.display()))?;
         Ok(Lower { name: lower.name.clone(), fd: clone })
     };
-    let lowers = parts.lowers.iter().map(mapped).collect::<Result<Vec<_>>>()?;
+    let mut lowers = parts.lowers.iter().map(own).collect::<Result<Vec<_>>>()?;
+    if lowers.len() == 1 && parts.writable.is_none() {
+        lowers.push(empty()?);
+    }
     in_child(Namespaces::NEWNS, |answer, end| {
         let built = attached(proc, parts, &lowers);
         let text = match &built {
@@ -60,7 +65,19 @@ pub(super) fn overlay(proc: &Procfs, parts: &Parts<'_>, maps: &IdMaps) -> Result
         };
         tell(answer, &text, end);
     })
-    .context(|| "id-mapped root file system")
+    .context(|| "root file system aside")
+}
+
+/// A file system with nothing in it, that nobody can write to.
+fn empty() -> Result<Lower> {
+    let what = || "empty tmpfs";
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).context(what)?;
+    fsconfig_set_string(&context, "mode", "0755").context(what)?;
+    fsconfig_set_flag(&context, "ro").context(what)?;
+    fsconfig_create(&context).context(what)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let fd = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context(what)?;
+    Ok(Lower { name: "empty".into(), fd })
 }
 
 /// In the child: nothing that is mounted here shows on the host.
