@@ -100,7 +100,7 @@ impl Picture {
         self.wait_for(&|| Ok(Self::take()?.without_layers()))
     }
 
-    /// Waits until nothing is left that was not there, up to ten seconds.
+    /// Waits until nothing is left that was not there, up to thirty seconds: emulated processors take their time.
     pub(crate) fn expect_again(&self) -> Result<()> {
         self.wait_for(&Self::take)
     }
@@ -112,7 +112,7 @@ impl Picture {
             if left.is_empty() {
                 return Ok(());
             }
-            if started.elapsed() > Duration::from_secs(10) {
+            if started.elapsed() > Duration::from_secs(30) {
                 bail!("left behind:\n  {}", left.join("\n  "));
             }
             std::thread::sleep(Duration::from_millis(200));

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::cache::{Cache, fingerprint, remove_tree, sha256};
-use crate::images::attacks::{self, REORDERED, STACKED, STRANGER, UNSEALED};
+use crate::images::attacks::{self, PROBER, REORDERED, STACKED, STRANGER, UNSEALED};
 use crate::images::oci::Archive;
 use crate::images::{Images, ONE, TWO, file_name};
 use crate::run::Run;
@@ -20,7 +20,10 @@ const RECIPE: &str = "2";
 pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -> Result<PathBuf> {
     let program = sha256(fs::read(hallmark)?);
     let place = images.archive("1").to_string_lossy().into_owned();
-    let name = format!("seals-{}", fingerprint(&[RECIPE, &program, &place, key.id()]));
+    let name = format!(
+        "seals-{}",
+        fingerprint(&[RECIPE, attacks::PROBER_SOURCE, &program, &place, key.id()])
+    );
     for entry in fs::read_dir(cache.root())? {
         let entry = entry?.file_name().to_string_lossy().into_owned();
         if entry.starts_with("seals-") && entry != name {
@@ -36,6 +39,9 @@ pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -
             fs::copy(images.archive(image), &archive)?;
             seal(hallmark, key, &archive, None)?;
         }
+        let prober = sealed.join(file_name(PROBER));
+        attacks::prober(dir)?.write(&prober)?;
+        seal(hallmark, key, &prober, None)?;
         let copy = dir.join("copy.tar");
         fs::copy(images.archive(ONE), &copy)?;
         let claims = attacked.join("claims");

@@ -1,11 +1,15 @@
 //! Images that a node must not run: put together from layers of sealed ones, or never sealed.
 
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::Result;
 
+use super::layers::Hand;
 use super::oci::{Image, Layer};
 use super::{Images, ONE, TWO, file_name, small};
+use crate::run::Run;
 
 /// Never sealed by anybody.
 pub(crate) const UNSEALED: &str = "example.test/unsealed:1";
@@ -19,6 +23,27 @@ pub(crate) const REORDERED: &str = "example.test/reordered:1";
 pub(crate) const SHORTENED: &str = "example.test/shortened:1";
 /// A sealed image and one more layer, itself sealed elsewhere.
 pub(crate) const EXTENDED: &str = "example.test/extended:1";
+
+/// Sealed by us: a program that tries every way to run machine code that no signed file holds.
+pub(crate) const PROBER: &str = "example.test/prober:1";
+/// What [`PROBER`] is compiled from.
+pub(crate) const PROBER_SOURCE: &str = include_str!("prober.c");
+
+/// The image of [`PROBER`]; `dir` is for the compiler.
+pub(crate) fn prober(dir: &Path) -> Result<Image> {
+    let (source, program) = (dir.join("prober.c"), dir.join("prober"));
+    fs::write(&source, PROBER_SOURCE)?;
+    let mut compiler = Command::new("musl-gcc");
+    compiler.args(["-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]);
+    compiler.arg(&program).arg(&source).good()?;
+    let mut layer = Hand::new();
+    layer.file("bin/prober", 0o755, &fs::read(&program)?)?;
+    fs::remove_file(source)?;
+    fs::remove_file(program)?;
+    let mut image = small(PROBER, "prober")?;
+    image.layers.push(Layer::from_tar(&layer.finish()?)?);
+    Ok(image)
+}
 
 /// Writes the archive of each into `dir`.
 pub(crate) fn make(images: &Images, dir: &Path) -> Result<()> {

@@ -31,6 +31,7 @@ pub(super) const TESTS: &[Test] = &[
     },
     Test { name: "claim: counts while it is in the claims directory", needs: &[], run: claim },
     Test { name: "attack: a foreign bind over the image's programs", needs: &[], run: bind_over },
+    Test { name: "attack: a bind led over the programs by a link", needs: &[], run: led_over },
     Test { name: "audit: runs, and says what enforce would refuse", needs: &[], run: audit },
     Test { name: "commit: the new image is refused until it is sealed", needs: &[], run: commit },
 ];
@@ -213,6 +214,27 @@ fn bind_over(bench: &mut Bench) -> Result<()> {
     let node = bench.node()?;
     let reason = refusal(node.run(&["--rm", "-v", "/tmp/evil:/bin:ro", ONE]))?;
     ensure!(reason.contains("/bin") || reason.contains("/tmp/evil"), "{reason}");
+    twin(node)
+}
+
+/// The first bind brings a link along, and the second is mounted on that.
+fn led_over(bench: &mut Bench) -> Result<()> {
+    let archive = bench.sealed(ONE);
+    let evil = Path::new("/tmp/led");
+    fs::create_dir_all(evil.join("first"))?;
+    fs::create_dir_all(evil.join("second"))?;
+    fs::copy(bench.kit.bin("runc"), evil.join("second/hello"))?;
+    std::os::unix::fs::symlink("/bin", evil.join("first/programs"))?;
+    let node = bench.node()?;
+    node.load(&archive)?;
+    let binds = ["--rm", "-v", "/tmp/led/first:/data", "-v"];
+    let run = |bind: &str| node.run(&[&binds[..], &[bind, ONE]].concat());
+    let reason = refusal(run("/tmp/led/second:/data/programs:ro"))?;
+    ensure!(reason.contains("leads to /bin"), "{reason}");
+    fs::create_dir(evil.join("first/plain"))?;
+    let said = run("/tmp/led/second:/data/plain:ro").good()?;
+    ensure!(said == "hello from one", "{said}");
+    fs::remove_dir_all(evil)?;
     twin(node)
 }
 

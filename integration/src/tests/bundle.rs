@@ -27,6 +27,8 @@ pub(super) struct Bundle<'a> {
     dir: PathBuf,
     /// `config.json`, written at each start.
     pub(super) spec: Value,
+    /// The mount that is handed over, as containerd asks for it: `type`, `source`, `options`.
+    pub(super) mount: Value,
 }
 
 impl<'a> Bundle<'a> {
@@ -36,13 +38,12 @@ impl<'a> Bundle<'a> {
         fs::create_dir_all(dir.join("rootfs"))?;
         fs::create_dir_all(ROOT)?;
         files::set_mode(Path::new(ROOT), 0o700)?;
-        let made = Self { node, name, dir, spec: Value::Null };
+        let mut made = Self { node, name, dir, spec: Value::Null, mount: Value::Null };
         made.snapshots(&["prepare", name, &chain_id(&Image::read(archive)?)]).good()?;
         let mut shown = made.snapshots(&["mounts", "/target", name]);
-        made.hand_over(&shown.good()?)?;
+        made.mount = mount(&shown.good()?)?;
         made.runtime(&["spec", "--bundle"]).arg(&made.dir).good()?;
-        let spec = serde_json::from_str(&files::text(&made.dir.join("config.json"))?)?;
-        let mut made = Self { spec, ..made };
+        made.spec = serde_json::from_str(&files::text(&made.dir.join("config.json"))?)?;
         made.spec["process"]["terminal"] = json!(false);
         made.spec["root"]["readonly"] = json!(false);
         // beside those that containerd makes
@@ -55,15 +56,8 @@ impl<'a> Bundle<'a> {
         self.node.ctr(&[&of[..], arguments].concat())
     }
 
-    /// `mount -t overlay overlay /target -o index=off,…` as the hand-over file says it.
-    fn hand_over(&self, shown: &str) -> Result<()> {
-        let words: Vec<&str> = shown.split_whitespace().collect();
-        let [_, _, kind, source, _, _, options] = words.as_slice() else {
-            anyhow::bail!("ctr snapshots mounts says {shown:?}");
-        };
-        let options: Vec<&str> = options.split(',').collect();
-        let mounts = json!({"schemaVersion": 1,
-            "mounts": [{"type": kind, "source": source, "options": options}]});
+    fn hand_over(&self) -> Result<()> {
+        let mounts = json!({"schemaVersion": 1, "mounts": [self.mount]});
         let file = self.dir.join("hallmark-rootfs.json");
         files::write(&file, mounts.to_string())?;
         files::set_mode(&file, 0o600)
@@ -82,8 +76,29 @@ impl<'a> Bundle<'a> {
         command
     }
 
+    /// The value of an option of the mount, `lowerdir` for example.
+    pub(super) fn option(&self, key: &str) -> Result<String> {
+        let options = self.mount["options"].as_array().context("no options")?;
+        let values = options.iter().filter_map(Value::as_str);
+        let found = values.filter_map(|option| option.split_once('=')).find(|(k, _)| *k == key);
+        Ok(found.with_context(|| format!("no {key} in {options:?}"))?.1.to_owned())
+    }
+
+    /// The mount with another value of an option.
+    pub(super) fn with_option(&self, key: &str, value: &str) -> Result<Value> {
+        let old = format!("{key}={}", self.option(key)?);
+        let text = self.mount.to_string().replace(&old, &format!("{key}={value}"));
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The directory of the bundle.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A verb that makes the container, with `config.json` as [`Self::spec`] is now.
-    fn starting(&self, verb: &[&str]) -> Result<Command> {
+    pub(super) fn starting(&self, verb: &[&str]) -> Result<Command> {
+        self.hand_over()?;
         fs::write(self.dir.join("config.json"), self.spec.to_string())?;
         let mut command = self.runtime(verb);
         command.arg("--bundle").arg(&self.dir);
@@ -96,9 +111,19 @@ impl<'a> Bundle<'a> {
         self.starting(&["run"])
     }
 
+    /// Makes a container whose program waits, and answers with its process.
+    pub(super) fn create(&self) -> Result<u32> {
+        self.starting(&["create"])?.status_of()?;
+        self.pid()
+    }
+
     /// Starts a container that goes on, and answers with its process.
     pub(super) fn start(&self) -> Result<u32> {
         self.starting(&["run", "--detach"])?.status_of()?;
+        self.pid()
+    }
+
+    fn pid(&self) -> Result<u32> {
         let state = self.runtime(&["state", self.name]).good()?;
         let state: Value = serde_json::from_str(&state)?;
         let pid = state["pid"].as_u64().context("state without a pid")?;
@@ -119,6 +144,16 @@ impl<'a> Bundle<'a> {
         remove_tree(&self.dir)?;
         remove_tree(Path::new(ROOT))
     }
+}
+
+/// `mount -t overlay overlay /target -o index=off,…` as an object.
+fn mount(shown: &str) -> Result<Value> {
+    let words: Vec<&str> = shown.split_whitespace().collect();
+    let [_, _, kind, source, _, _, options] = words.as_slice() else {
+        anyhow::bail!("ctr snapshots mounts says {shown:?}");
+    };
+    let options: Vec<&str> = options.split(',').collect();
+    Ok(json!({"type": kind, "source": source, "options": options}))
 }
 
 /// Running something whose children keep its outputs.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::attacks::{refused, stored_byte, twin};
 use crate::files;
+use crate::images::attacks::PROBER;
 use crate::images::{ONE, PYTHON, TWO};
 use crate::node::Node;
 use crate::run::Run;
@@ -21,12 +22,16 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "kernel: a program written into a container", needs: BOTH, run: written },
     Test { name: "kernel: a program of the image copied up", needs: BOTH, run: copied_up },
     Test { name: "kernel: code that no file holds", needs: BOTH, run: foreign_code },
+    Test { name: "kernel: every way past the signed files", needs: BOTH, run: probed },
     Test { name: "kernel: a changed block under a running container", needs: BOTH, run: changed },
     Test { name: "gate: a policy that does not deny by default", needs: BOTH, run: open_policy },
     Test { name: "gate: IPE switched to permissive", needs: BOTH, run: permissive },
     Test { name: "gate: a configuration that the policy does not pin", needs: BOTH, run: unpinned },
+    Test { name: "gate: a certificate added to the keys", needs: BOTH, run: added_key },
     Test { name: "privileged: IPE cannot be switched off", needs: BOTH, run: privileged_ipe },
     Test { name: "privileged: device-mapper cannot be reached", needs: BOTH, run: privileged_dm },
+    Test { name: "privileged: among the host's processes", needs: BOTH, run: privileged_host },
+    Test { name: "bind: a program of a verified volume runs", needs: BOTH, run: bound_program },
 ];
 
 /// A sealed image, and a container of it that goes on running.
@@ -133,6 +138,19 @@ attempt('private', lambda: mmap.mmap(program, 4096, flags=mmap.MAP_PRIVATE, prot
 attempt('mem', write_text)
 ";
 
+/// Mappings, descriptors and ptrace: nothing foreign runs, and the same program's own code does.
+fn probed(bench: &mut Bench) -> Result<()> {
+    let archive = bench.sealed(PROBER);
+    let node = bench.node()?;
+    node.load(&archive)?;
+    let ptrace = ["--rm", "--cap-add", "SYS_PTRACE", "--security-opt", "seccomp=unconfined"];
+    let said = node.run(&[&ptrace[..], &[PROBER, "/bin/prober"]].concat()).good()?;
+    let executed: Vec<&str> = said.lines().filter(|line| line.ends_with(": executed")).collect();
+    ensure!(executed == ["nothing-foreign: executed"], "{said}");
+    ensure!(said.lines().filter(|line| line.contains(": refused ")).count() == 12, "{said}");
+    Ok(())
+}
+
 fn changed(bench: &mut Bench) -> Result<()> {
     let (one, two) = (bench.sealed(ONE), bench.sealed(TWO));
     let node = running(bench)?;
@@ -188,6 +206,38 @@ fn unpinned(bench: &mut Bench) -> Result<()> {
     twin(bench.set(Setting::Enforce)?)
 }
 
+fn added_key(bench: &mut Bench) -> Result<()> {
+    let archive = bench.sealed(ONE);
+    bench.node()?.load(&archive)?;
+    let keys = Path::new("/etc/hallmark/keys.pem");
+    let text = files::text(keys)?;
+    // even one of our own twice is another file than the policy pins
+    fs::write(keys, format!("{text}{text}"))?;
+    let reason = refused(bench.node()?, ONE)?;
+    ensure!(reason.contains("keys") && reason.contains("pin"), "{reason}");
+    twin(bench.set(Setting::Enforce)?)
+}
+
+/// A tool of the node, from its signed volume, and a copy of it that nobody signed.
+fn bound_program(bench: &mut Bench) -> Result<()> {
+    let archive = bench.sealed(ONE);
+    let tool = bench.kit.bin("hallmark");
+    let node = bench.node()?;
+    node.load(&archive)?;
+    let run = |source: &Path| {
+        let bind = format!("{}:/usr/tool:ro", source.display());
+        node.run(&["--rm", "-v", &bind, ONE, "/usr/tool", "--version"])
+    };
+    let said = run(&tool).good()?;
+    ensure!(said.contains("hallmark"), "{said}");
+    let copy = Path::new("/tmp/tool");
+    fs::copy(&tool, copy)?;
+    let said = run(copy).bad()?;
+    ensure!(said.to_lowercase().contains("permission denied"), "{said}");
+    fs::remove_file(copy)?;
+    twin(node)
+}
+
 fn privileged_ipe(bench: &mut Bench) -> Result<()> {
     let archive = bench.sealed(ONE);
     let node = bench.node()?;
@@ -210,4 +260,23 @@ fn privileged_dm(bench: &mut Bench) -> Result<()> {
     ensure!(ran.status.code() != Some(9), "no device works: {}", ran.all());
     ensure!(ran.all().contains("not permitted"), "it was opened: {}", ran.all());
     Ok(())
+}
+
+/// Neither into their memory nor into their root, whatever the caller asked for.
+fn privileged_host(bench: &mut Bench) -> Result<()> {
+    let archive = bench.sealed(ONE);
+    let node = bench.node()?;
+    node.load(&archive)?;
+    let host = |script: &str| {
+        node.run(&["--rm", "--privileged", "--pid", "host", ONE, "sh", "-c", script])
+    };
+    let said = host("ls /proc/1/root/ || echo nothing").ran()?;
+    ensure!(said.stdout.trim() == "nothing", "{}", said.all());
+    let shown = host("grep CapBnd /proc/self/status").good()?;
+    let bits = shown.split_whitespace().last().context("no CapBnd")?;
+    let bounding = u64::from_str_radix(bits, 16)?;
+    // CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_MAC_ADMIN of <linux/capability.h>
+    ensure!(bounding & (1 << 19 | 1 << 21 | 1 << 33) == 0, "bounding set {bits}");
+    ensure!(bounding & (1 << 12) != 0, "CAP_NET_ADMIN was taken too: {bits}");
+    twin(node)
 }

@@ -3,6 +3,7 @@
 pub(crate) mod attacks;
 mod bundle;
 mod clients;
+mod handed_over;
 pub(crate) mod kernel;
 mod selinux;
 
@@ -10,7 +11,7 @@ use crate::table::Test;
 
 /// Every test, in the order in which they are run.
 pub(crate) fn all() -> Vec<Test> {
-    let rooms = [clients::TESTS, attacks::TESTS, kernel::TESTS, selinux::TESTS];
+    let rooms = [clients::TESTS, attacks::TESTS, handed_over::TESTS, kernel::TESTS, selinux::TESTS];
     rooms.into_iter().flatten().map(copy).collect()
 }
 
