@@ -5,7 +5,7 @@ PREPARE = hack/prepare
 LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmark-seal \
             --package hallmark-trust --package hallmark-sys
 
-.PHONY: help demo test bench check guest build conformance-runc clean
+.PHONY: help demo test bench check guest build conformance-cri conformance-runc clean
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
@@ -24,6 +24,8 @@ check: ## format, lints and the libraries' tests, in seconds once built
 build: ## the four programs, static, in target/
 	@$(PREPARE)
 	cargo build --release --workspace
+conformance-cri: ## the CRI's own suite, critest, against our shim, runtime and snapshotter, in five minutes or so
+	@$(PREPARE) && $(INTEGRATION) critest
 conformance-runc: build ## runc's own suite against our runtime, in ten minutes or so
 	hack/conformance-runc
 clean: ## remove what was built, the cache of components and images too

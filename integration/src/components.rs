@@ -37,6 +37,8 @@ struct Module {
     tags: &'static str,
     link_flags: &'static str,
     packages: &'static [&'static str],
+    /// Packages whose test program is wanted.
+    suites: &'static [&'static str],
     adapt: fn(&Path) -> Result<()>,
 }
 
@@ -52,6 +54,7 @@ const MODULES: &[Module] = &[
         tags: "",
         link_flags: "-X github.com/containerd/containerd/v2/version.Version=v2.4.2",
         packages: &["./cmd/containerd", "./cmd/ctr", "./cmd/containerd-shim-runc-v2"],
+        suites: &[],
         adapt: as_it_is,
     },
     Module {
@@ -65,6 +68,7 @@ const MODULES: &[Module] = &[
         tags: "seccomp netgo osusergo",
         link_flags: "-X main.version=1.5.2 -extldflags -static",
         packages: &["."],
+        suites: &[],
         adapt: as_it_is,
     },
     Module {
@@ -78,6 +82,7 @@ const MODULES: &[Module] = &[
         tags: "",
         link_flags: "-X github.com/containerd/nerdctl/v2/pkg/version.Version=v2.3.5",
         packages: &["./cmd/nerdctl"],
+        suites: &[],
         adapt: without_test_helper,
     },
     Module {
@@ -98,9 +103,31 @@ const MODULES: &[Module] = &[
             "./plugins/meta/firewall",
             "./plugins/meta/tuning",
         ],
+        suites: &[],
         adapt: as_it_is,
     },
 ];
+
+/// critest and crictl, for the one target that runs them.
+const CRI_TOOLS: Module = Module {
+    name: "cri-tools-1.37.0",
+    path: "sigs.k8s.io/cri-tools",
+    version: "v1.37.0",
+    sum: "h1:BmTImEoTX3KPXCLwmIU9mfCC8umUqF4R8WibY9eVU9Y=",
+    mod_sum: "h1:Zqqy+XYOMCADk/BjPPwhVjF6bxkSKeP14cFm5IoDfJE=",
+    checked_by: CheckedBy::DatabaseAndPin,
+    cgo: Cgo::Off,
+    tags: "",
+    link_flags: "-X sigs.k8s.io/cri-tools/pkg/version.Version=v1.37.0",
+    packages: &["./cmd/crictl"],
+    suites: &["./cmd/critest"],
+    adapt: digest_from_environment,
+};
+
+/// Builds critest and crictl if they are missing; where they are.
+pub(crate) fn cri_tools(cache: &Cache) -> Result<PathBuf> {
+    once(cache, &CRI_TOOLS)
+}
 
 /// Where each component's binaries are.
 #[derive(Clone, Debug)]
@@ -116,13 +143,16 @@ impl Components {
     pub(crate) fn build(cache: &Cache) -> Result<Self> {
         let mut places = Vec::new();
         for module in MODULES {
-            let entry = format!("components/{}", module.name);
-            places.push(cache.once(&entry, |dir| build(cache, module, dir))?);
+            places.push(once(cache, module)?);
         }
         let [containerd, runc, nerdctl, cni] = <[PathBuf; 4]>::try_from(places)
             .map_err(|places| anyhow::anyhow!("{} components", places.len()))?;
         Ok(Self { containerd, runc, nerdctl, cni })
     }
+}
+
+fn once(cache: &Cache, module: &Module) -> Result<PathBuf> {
+    cache.once(&format!("components/{}", module.name), |dir| build(cache, module, dir))
 }
 
 fn build(cache: &Cache, module: &Module, target: &Path) -> Result<()> {
@@ -133,16 +163,25 @@ fn build(cache: &Cache, module: &Module, target: &Path) -> Result<()> {
     Command::new("cp").arg("-r").arg(&downloaded).arg(&source).good()?;
     Command::new("chmod").args(["-R", "u+w"]).arg(&source).good()?;
     (module.adapt)(&source)?;
-    let mut go = Command::new("go");
-    go.current_dir(&source)
-        .env("CGO_ENABLED", if matches!(module.cgo, Cgo::On) { "1" } else { "0" })
-        .args(["build", "-mod=mod", "-trimpath", "-tags", module.tags])
-        .args(["-ldflags", &format!("-s -w {}", module.link_flags)])
-        .arg("-o")
-        .arg(format!("{}/", target.display()))
-        .args(module.packages);
-    go.logged(&log)?;
+    let out = format!("{}/", target.display());
+    compile(module, &source, &["build"], &out).args(module.packages).logged(&log)?;
+    for suite in module.suites {
+        let name = suite.rsplit('/').next().unwrap_or(suite);
+        compile(module, &source, &["test", "-c"], &format!("{out}{name}"))
+            .arg(suite)
+            .logged(&log)?;
+    }
     remove_tree(&source)
+}
+
+fn compile(module: &Module, source: &Path, how: &[&str], out: &str) -> Command {
+    let mut go = Command::new("go");
+    go.current_dir(source)
+        .env("CGO_ENABLED", if matches!(module.cgo, Cgo::On) { "1" } else { "0" })
+        .args(how)
+        .args(["-mod=mod", "-trimpath", "-tags", module.tags])
+        .args(["-ldflags", &format!("-s -w {}", module.link_flags), "-o", out]);
+    go
 }
 
 /// Downloads a module and holds it to our sums.
@@ -186,4 +225,22 @@ fn without_test_helper(source: &Path) -> Result<()> {
         .arg(format!("-droprequire={helper}"))
         .good()?;
     Ok(())
+}
+
+/// One spec pulls an image by the digest that it has at its publisher. Ours has another one, which
+/// the suite reads from its environment.
+fn digest_from_environment(source: &Path) -> Result<()> {
+    let file = source.join("pkg/validate/consts.go");
+    let mut text = crate::files::text(&file)?;
+    for (old, new) in [
+        ("import (\n", "import (\n\t\"os\"\n"),
+        (
+            "testImageWithDigest = testLinuxImageWithDigest",
+            "testImageWithDigest = registry + \"test-image-digest@\" + os.Getenv(\"CRITEST_DIGEST\")",
+        ),
+    ] {
+        anyhow::ensure!(text.matches(old).count() == 1, "{}: no single {old:?}", file.display());
+        text = text.replace(old, new);
+    }
+    crate::files::write(&file, text)
 }

@@ -19,6 +19,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// What this machine needs from its own suite, for every step.
 const HOST_PACKAGES: &[&str] = &[
     "busybox-static",
+    "bzip2",
     "cpio",
     "cryptsetup-bin",
     "dmsetup",
@@ -29,6 +30,7 @@ const HOST_PACKAGES: &[&str] = &[
     "iptables",
     "libc6-dev",
     "libseccomp-dev",
+    "make",
     "mmdebstrap",
     "musl-tools",
     "openssl",
@@ -109,6 +111,28 @@ fn mirror_of_lines(text: &str) -> Option<String> {
 
 fn is_mirror(uri: &str) -> bool {
     uri.contains("://") && uri.trim_end_matches('/').ends_with("/debian")
+}
+
+/// Downloads the source of a package of [`SUITE`] into `dir`, unpacking nothing.
+pub(crate) fn download_source(package: &str, dir: &Path, log: &Path) -> Result<()> {
+    let lists = dir.join("lists");
+    fs::create_dir_all(lists.join("partial"))?;
+    let file = dir.join("sources.list");
+    fs::write(&file, sources(SUITE)?.replace("deb [", "deb-src ["))?;
+    let private = [
+        format!("Dir::Etc::sourcelist={}", file.display()),
+        "Dir::Etc::sourceparts=-".to_owned(),
+        format!("Dir::State::lists={}", lists.display()),
+    ];
+    for what in [&["update"][..], &["source", "--download-only", package]] {
+        let mut apt = apt();
+        apt.current_dir(dir);
+        for option in &private {
+            apt.args(["-o", option]);
+        }
+        apt.args(what).logged(log)?;
+    }
+    Ok(())
 }
 
 /// How much of the packages is done.

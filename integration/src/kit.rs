@@ -6,6 +6,7 @@
 //! config/   the shipped containerd snippet
 //! images/   OCI archives
 //! trust/    keys, policies, node configurations
+//! cri/      OCI archives of critest's images, their claims: only where critest runs
 //! ```
 
 use std::fs;
@@ -15,8 +16,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cache::{Cache, is_there, source_root};
-use crate::components::Components;
-use crate::images::{Images, file_name};
+use crate::components::{self, Components};
+use crate::images::attacks::UNSEALED;
+use crate::images::{Images, cri, file_name};
 use crate::run::Run;
 use crate::sandbox;
 use crate::seals;
@@ -75,6 +77,40 @@ impl Kit {
             Site::Guest => PathBuf::from(crate::guest::init::KIT),
         })?;
         Ok(kit)
+    }
+
+    /// Adds critest, crictl and their images; the images sealed where our programs are.
+    pub(crate) fn add_cri(&self, cache: &Cache) -> Result<()> {
+        link_all(&components::cri_tools(cache)?, &self.root.join("bin"))?;
+        let images = cri::build(cache, &self.images())?;
+        let hallmark = self.bin("hallmark");
+        let dir = if is_there(&hallmark) {
+            seals::of_cri(cache, &hallmark, &images, &Key::of_the_guest(cache)?)?
+        } else {
+            images
+        };
+        fs::create_dir_all(self.root.join("cri"))?;
+        link_all(&dir, &self.root.join("cri"))
+    }
+
+    /// The archives of critest's images, and one that nobody sealed.
+    pub(crate) fn cri_images(&self) -> Result<Vec<PathBuf>> {
+        let mut all = Vec::new();
+        for dir in ["cri", "attacks"] {
+            for entry in fs::read_dir(self.root.join(dir))? {
+                let path = entry?.path();
+                let is_wanted = dir == "cri" || path == self.attack(UNSEALED);
+                if is_wanted && path.extension().is_some_and(|end| end == "tar") {
+                    all.push(path);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The claims of critest's images, if they were sealed.
+    pub(crate) fn cri_claims(&self) -> PathBuf {
+        self.root.join("cri/claims")
     }
 
     pub(crate) fn root(&self) -> &Path {

@@ -39,7 +39,8 @@ impl Picture {
         picture.devices.extend(devices::list()?.iter().map(|device| format!("{device:?}")));
         // a containerd namespace has a cgroup and directories for as long as the node lives
         picture.cgroups = cgroups::list()?;
-        picture.cgroups.retain(|group| !group.ends_with(":default"));
+        let of_a_namespace = |name: &str| name.ends_with("default") || name.ends_with("k8s.io");
+        picture.cgroups.retain(|group| !of_a_namespace(group));
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if name.bytes().all(|b| b.is_ascii_digit()) {
@@ -49,7 +50,7 @@ impl Picture {
         for dir in OWNED {
             list_files(Path::new(dir), &mut picture.files);
         }
-        picture.files.retain(|file| !file.ends_with("/default") && file != "/run/hallmark/runtime");
+        picture.files.retain(|file| !of_a_namespace(file) && file != "/run/hallmark/runtime");
         Ok(picture)
     }
 

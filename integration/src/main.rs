@@ -9,6 +9,7 @@ mod bench;
 mod cache;
 mod cgroups;
 mod components;
+mod critest;
 mod debian;
 mod demo;
 mod devices;
@@ -19,6 +20,7 @@ mod images;
 mod kit;
 mod leaks;
 mod node;
+mod registry;
 mod run;
 mod sandbox;
 mod seals;
@@ -99,6 +101,27 @@ enum Command {
     Inflate { blob: PathBuf, compression: String },
     #[command(hide = true)]
     Stage { name: String, tar: PathBuf },
+    /// The CRI's own suite, critest, spec by spec beside what runc scores
+    Critest {
+        /// Only specs that match this regular expression
+        #[arg(default_value = "")]
+        focus: String,
+        /// Where
+        #[arg(long, value_enum, default_value = "host")]
+        site: Site,
+        /// Which snapshotter and runtime; "stock" proves the harness itself
+        #[arg(long, value_enum, default_value = "hallmark")]
+        stack: Stack,
+    },
+    /// (inside) critest on one site
+    #[command(hide = true)]
+    Suite {
+        site: Site,
+        stack: Stack,
+        kit: PathBuf,
+        #[arg(default_value = "")]
+        focus: String,
+    },
     /// Start a node and run a shell script on it
     Node {
         script: String,
@@ -159,7 +182,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             let cache = prepared()?;
             Parts::build(&cache)?;
             let kit = assemble(&cache, Stack::Hallmark)?;
-            sandbox::supervise(&cache, &["both", &kit])
+            sandbox::supervise(&cache, &["both", &kit.root().to_string_lossy()])
         }
         Command::Both { kit } => Ok(demo::both(&kit)?.into()),
         Command::Scenes { site, kit } => Ok(demo::scenes(site, Kit::at(&kit))?.into()),
@@ -176,6 +199,8 @@ fn perform(command: Command) -> Result<ExitCode> {
         Command::Stage { name, tar } => bench::stage(&name, &tar).map(|()| ExitCode::SUCCESS),
         Command::Node { script, site: Site::Host, stack } => on_host(stack, "script", &script),
         Command::Node { script, site: Site::Guest, stack } => in_guest(stack, "script", &script),
+        Command::Critest { focus, site, stack } => conformance(site, stack, &focus),
+        Command::Suite { site, stack, kit, focus } => suite(site, stack, &kit, &focus),
         Command::Script { site, stack, kit, script } => run_script(site, stack, &kit, &script),
         Command::GuestInit => guest::init::run().map(|()| ExitCode::SUCCESS),
         Command::Boot { kit, arguments } => boot(&kit, &arguments),
@@ -192,30 +217,51 @@ fn prepared() -> Result<Cache> {
     Ok(cache)
 }
 
-fn assemble(cache: &Cache, stack: Stack) -> Result<String> {
-    let kit = match stack {
+fn assemble(cache: &Cache, stack: Stack) -> Result<Kit> {
+    Ok(match stack {
         Stack::Hallmark => {
             kit::build_programs()?;
             Kit::assemble(cache, &kit::PROGRAMS)?
         }
         // fixtures on containerd's own parts: a test that fails so is itself wrong
         Stack::Stock => Kit::assemble(cache, &[])?,
-    };
-    Ok(kit.root().to_string_lossy().into_owned())
+    })
 }
 
 fn on_host(stack: Stack, what: &str, argument: &str) -> Result<ExitCode> {
     let cache = prepared()?;
     let kit = assemble(&cache, stack)?;
-    sandbox::supervise(&cache, &[what, "host", stack.name(), &kit, argument])
+    supervise(&cache, &kit, Site::Host, &[what, stack.name(), argument])
 }
 
 fn in_guest(stack: Stack, what: &str, argument: &str) -> Result<ExitCode> {
     let cache = prepared()?;
     Parts::build(&cache)?;
     let kit = assemble(&cache, stack)?;
-    let inside = guest::init::KIT;
-    sandbox::supervise(&cache, &["boot", &kit, what, "guest", stack.name(), inside, argument])
+    supervise(&cache, &kit, Site::Guest, &[what, stack.name(), argument])
+}
+
+fn conformance(site: Site, stack: Stack, focus: &str) -> Result<ExitCode> {
+    let cache = prepared()?;
+    if site == Site::Guest {
+        Parts::build(&cache)?;
+    }
+    let kit = assemble(&cache, stack)?;
+    kit.add_cri(&cache)?;
+    supervise(&cache, &kit, site, &["suite", stack.name(), focus])
+}
+
+/// `what` with its argument on a node of one site, in a sandbox.
+fn supervise(cache: &Cache, kit: &Kit, site: Site, work: &[&str; 3]) -> Result<ExitCode> {
+    let [what, stack, argument] = *work;
+    let kit = kit.root().to_string_lossy();
+    match site {
+        Site::Host => sandbox::supervise(cache, &[what, "host", stack, &kit, argument]),
+        Site::Guest => {
+            let inside = guest::init::KIT;
+            sandbox::supervise(cache, &["boot", &kit, what, "guest", stack, inside, argument])
+        }
+    }
 }
 
 fn test_bench(site: Site, stack: Stack, kit: &std::path::Path) -> Bench {
@@ -252,7 +298,7 @@ fn measure(filter: &str, rounds: usize) -> Result<ExitCode> {
     let cache = prepared()?;
     let material = bench::prepare(&cache)?;
     let kit = assemble(&cache, Stack::Hallmark)?;
-    let material = material.to_string_lossy();
+    let (kit, material) = (kit.root().to_string_lossy(), material.to_string_lossy());
     sandbox::supervise(&cache, &["measure", &kit, &material, filter, &rounds.to_string()])
 }
 
@@ -260,6 +306,16 @@ fn measure(filter: &str, rounds: usize) -> Result<ExitCode> {
 fn counted(counts: table::Counts) -> Result<ExitCode> {
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn suite(site: Site, stack: Stack, kit: &std::path::Path, focus: &str) -> Result<ExitCode> {
+    let mut bench = test_bench(site, stack, kit);
+    let mut counts = critest::run(&mut bench, focus)?;
+    println!("critest: {counts}");
+    // other people's runtimes refuse nothing
+    let filter = if stack == Stack::Stock { "runp" } else { "" };
+    counts.add(table::run(&tests::with_crictl(), &mut bench, filter)?);
+    counted(counts)
 }
 
 /// One line of progress, on standard error.

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::files;
+use crate::images::cri::PAUSE;
 use crate::kit::Kit;
+use crate::registry;
 use crate::run::{Run, tail, within};
 use crate::sandbox::Daemon;
 use crate::table::Site;
@@ -52,6 +54,8 @@ impl Node {
         fs::create_dir_all(logs)?;
         files::write(Path::new("/etc/containerd/config.toml"), containerd_config(kit, stack))?;
         files::write(Path::new("/etc/cni/net.d/10-test.conflist"), NETWORK)?;
+        files::write(Path::new("/etc/crictl.yaml"), CRICTL)?;
+        files::write(Path::new("/etc/containerd/certs.d/_default/hosts.toml"), hosts())?;
         for dir in ["/opt/cni", "/var/lib/cni"] {
             fs::create_dir_all(dir)?;
         }
@@ -174,6 +178,26 @@ impl Node {
         }
     }
 
+    /// The CRI's name of the runtime.
+    pub(crate) fn handler(&self) -> &'static str {
+        match self.stack {
+            Stack::Hallmark => "hallmark",
+            Stack::Stock => "runc",
+        }
+    }
+
+    /// Whether processors are emulated, and programs start in seconds.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.site == Site::Guest
+    }
+
+    /// crictl at this node's containerd.
+    pub(crate) fn crictl(&self, arguments: &[&str]) -> Command {
+        let mut command = within(120, self.kit.bin("crictl"));
+        command.env("PATH", self.kit.path()).args(arguments);
+        command
+    }
+
     /// Loads an archive as a person does; where processors are emulated, with the quicker client.
     pub(crate) fn load(&self, archive: &Path) -> Result<()> {
         let mut load = match self.site {
@@ -240,11 +264,26 @@ fn containerd_config(kit: &Kit, stack: Stack) -> String {
         "version = 3\n{imports}\
          [plugins.\"io.containerd.cri.v1.runtime\"]\n\
          restrict_oom_score_adj = true\n\
+         [plugins.\"io.containerd.cri.v1.images\".pinned_images]\n\
+         sandbox = \"{PAUSE}\"\n\
+         [plugins.\"io.containerd.cri.v1.images\".registry]\n\
+         config_path = \"/etc/containerd/certs.d\"\n\
+         [plugins.\"io.containerd.transfer.v1.local\"]\n\
+         config_path = \"/etc/containerd/certs.d\"\n\
          [plugins.\"io.containerd.cri.v1.runtime\".cni]\n\
          bin_dirs = [\"{}\"]\n",
         kit.cni().display()
     )
 }
+
+/// Whatever its name says, an image comes from the registry on this node, if one runs.
+fn hosts() -> String {
+    let here = format!("http://127.0.0.1:{}", registry::PORT);
+    format!("server = \"{here}\"\n[host.\"{here}\"]\ncapabilities = [\"pull\", \"resolve\"]\n")
+}
+
+const CRICTL: &str = "runtime-endpoint: unix:///run/containerd/containerd.sock\n\
+                      image-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 60\n";
 
 const NETWORK: &str = r#"{
   "cniVersion": "1.0.0", "name": "test", "nerdctlID": null,

@@ -24,12 +24,7 @@ pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -
         "seals-{}",
         fingerprint(&[RECIPE, attacks::PROBER_SOURCE, &program, &place, key.id()])
     );
-    for entry in fs::read_dir(cache.root())? {
-        let entry = entry?.file_name().to_string_lossy().into_owned();
-        if entry.starts_with("seals-") && entry != name {
-            remove_tree(&cache.root().join(entry))?;
-        }
-    }
+    remove_others(cache, "seals-", &name)?;
     cache.once(&name, |dir| {
         let (sealed, attacked) = (dir.join("sealed"), dir.join("attacks"));
         fs::create_dir_all(&sealed)?;
@@ -60,6 +55,36 @@ pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -
         }
         demo.write(&attacked.join("demo.tar"))
     })
+}
+
+/// critest's images sealed, and `claims/`: what is pulled from a registry brings no seal along.
+pub(crate) fn of_cri(cache: &Cache, hallmark: &Path, images: &Path, key: &Key) -> Result<PathBuf> {
+    let program = sha256(fs::read(hallmark)?);
+    let name =
+        format!("cri-seals-{}", fingerprint(&[&program, &images.to_string_lossy(), key.id()]));
+    remove_others(cache, "cri-seals-", &name)?;
+    cache.once(&name, |dir| {
+        let claims = dir.join("claims");
+        fs::create_dir_all(&claims)?;
+        for entry in fs::read_dir(images)? {
+            let entry = entry?;
+            let archive = dir.join(entry.file_name());
+            fs::copy(entry.path(), &archive)?;
+            seal(hallmark, key, &archive, Some(&claims))?;
+        }
+        Ok(())
+    })
+}
+
+/// Removes what an older command made.
+fn remove_others(cache: &Cache, prefix: &str, name: &str) -> Result<()> {
+    for entry in fs::read_dir(cache.root())? {
+        let entry = entry?.file_name().to_string_lossy().into_owned();
+        if entry.starts_with(prefix) && entry != name {
+            remove_tree(&cache.root().join(entry))?;
+        }
+    }
+    Ok(())
 }
 
 /// Seals an archive; the claim also goes into a claims directory, if one is given.

@@ -83,6 +83,7 @@ impl Bench {
     pub(crate) fn node(&mut self) -> Result<&mut Node> {
         if self.node.is_none() {
             trust::install(&self.kit, self.site, self.setting)?;
+            trust::install_claims(&self.kit.cri_claims())?;
             self.node = Some(Node::start(&self.kit, self.site, self.stack, &self.logs)?);
         }
         self.node.as_mut().context("no node")

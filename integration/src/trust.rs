@@ -127,6 +127,20 @@ pub(crate) fn install(kit: &Kit, site: Site, setting: Setting) -> Result<()> {
     }
 }
 
+/// Puts claims where nodes keep them, if there are any.
+pub(crate) fn install_claims(from: &Path) -> Result<()> {
+    let to = Path::new("/var/lib/hallmark/claims");
+    if !is_there(from) {
+        return Ok(());
+    }
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
 fn activate(kit: &Kit, file: &str, setting: Setting) -> Result<()> {
     let ipe = Path::new("/sys/kernel/security/ipe");
     let loaded = ipe.join("policies").join(format!("hallmark_{}", setting.name()));

@@ -215,9 +215,10 @@ impl Hand {
         &mut self,
         name: &str,
         target: &str,
+        mode: u32,
         owner: (u64, u64),
     ) -> Result<&mut Self> {
-        let mut header = Self::header(EntryType::Link, 0o644);
+        let mut header = Self::header(EntryType::Link, mode);
         header.set_uid(owner.0);
         header.set_gid(owner.1);
         self.link(header, name, target)
@@ -258,7 +259,7 @@ mod tests {
                 hand.directory("./g", 0o755).unwrap().file("./g/in", 0o644, b"").unwrap();
             }
             if let Some(extra) = extra {
-                hand.hard_link(extra, "./d/same", (0, 0)).unwrap();
+                hand.hard_link(extra, "./d/same", 0o644, (0, 0)).unwrap();
             }
             std::fs::write(dir.join(name), hand.finish().unwrap()).unwrap();
             dir.join(name)

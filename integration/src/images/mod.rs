@@ -1,6 +1,8 @@
 //! The images of the tests: two from Debian packages, two small ones, built once.
 
 pub(crate) mod attacks;
+pub(crate) mod busybox;
+pub(crate) mod cri;
 pub(crate) mod layers;
 pub(crate) mod oci;
 
@@ -161,7 +163,8 @@ fn site() -> Result<Vec<Layer>> {
     opaque.file("srv/old/new.html", 0o644, b"new\n")?;
     let mut odd = Hand::new();
     odd.file_with("srv/owned", b"owned\n", (33, 33), ("user.origin", b"test"))?;
-    odd.hard_link("srv/linked", "srv/owned", (33, 33))?.symlink("srv/pointer", "index.html")?;
+    odd.hard_link("srv/linked", "srv/owned", 0o644, (33, 33))?
+        .symlink("srv/pointer", "index.html")?;
     odd.file("srv/sticky", 0o4711, b"#!/bin/sh\n")?;
     let mut start = Hand::new();
     start.file("start", 0o755, b"#!/bin/sh\nexec nginx\n")?;

@@ -167,6 +167,11 @@ impl Archive {
         self.blobs.insert(format!("sha256:{}", sha256(&bytes)), bytes);
     }
 
+    /// Every blob by its digest.
+    pub(crate) fn into_blobs(self) -> BTreeMap<String, Vec<u8>> {
+        self.blobs
+    }
+
     /// A blob by a digest of a descriptor.
     pub(crate) fn blob(&self, digest: &Value) -> Result<&Vec<u8>> {
         let digest = digest.as_str().context("descriptor without a digest")?;

@@ -3,6 +3,7 @@
 pub(crate) mod attacks;
 mod bundle;
 mod clients;
+mod cri;
 mod handed_over;
 pub(crate) mod kernel;
 mod selinux;
@@ -13,6 +14,11 @@ use crate::table::Test;
 pub(crate) fn all() -> Vec<Test> {
     let rooms = [clients::TESTS, attacks::TESTS, handed_over::TESTS, kernel::TESTS, selinux::TESTS];
     rooms.into_iter().flatten().map(copy).collect()
+}
+
+/// The tests with crictl, for a kit that has it.
+pub(crate) fn with_crictl() -> Vec<Test> {
+    cri::TESTS.iter().map(copy).collect()
 }
 
 fn copy(test: &Test) -> Test {
