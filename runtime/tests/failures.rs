@@ -2,6 +2,8 @@
 
 mod bundle;
 
+use std::os::unix::process::ExitStatusExt;
+
 use bundle::{Bundle, skipped, text};
 use serde_json::{Value, json};
 
@@ -103,6 +105,22 @@ fn a_reused_pid_is_not_taken_for_the_container() {
         text(&killed)
     );
     std::fs::write(&file, good).unwrap();
+}
+
+#[test]
+fn a_creation_that_was_killed_leaves_nothing_after_a_delete_by_force() {
+    if skipped() {
+        return;
+    }
+    let mut bundle = Bundle::new(&["true"]);
+    let hook = bundle.hook("killer", "kill -9 $PPID");
+    bundle.config["hooks"] = json!({"createRuntime": [hook]});
+    let output = bundle.create();
+    assert_eq!(output.status.signal(), Some(9), "{}", text(&output));
+    assert!(!bundle.cgroups().is_empty(), "the creation was killed too early");
+    let deleted = bundle.runtime(&["delete", "--force", "ID"]);
+    assert!(deleted.status.success(), "{}", text(&deleted));
+    bundle.assert_nothing_left();
 }
 
 #[test]

@@ -118,6 +118,20 @@ impl Cgroup {
         Ok(NewCgroup { cgroup, traces })
     }
 
+    /// Opens what there is of control groups at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NotMounted`], and what the kernel answers.
+    pub fn existing(path: &CgroupPath) -> Result<Self, Error> {
+        let (hierarchies, version) = hierarchies()?;
+        let mut groups = Vec::new();
+        for hierarchy in hierarchies {
+            let kind = if hierarchy.controllers.is_empty() { Version::V2 } else { Version::V1 };
+            groups.extend(Group::open(&hierarchy.root, (hierarchy.controllers, kind), path)?);
+        }
+        Ok(Self { groups, version })
+    }
+
     /// Opens the control groups of a container whose state was saved with [`paths`](Self::paths).
     ///
     /// Hierarchies in which the directory is gone are left out: deleting twice is no error.
@@ -126,12 +140,7 @@ impl Cgroup {
     /// [`Error::Path`] for a path that is not below the mount point of its hierarchy.
     pub fn from_paths(paths: &BTreeMap<String, String>) -> Result<Self, Error> {
         let mut groups = Vec::new();
-        let (hierarchies, version) = match Layout::read()? {
-            Layout::V2(root) => {
-                (vec![layout::Mounted { controllers: Vec::new(), root }], Version::V2)
-            }
-            Layout::V1(hierarchies) => (hierarchies, Version::V1),
-        };
+        let (hierarchies, version) = hierarchies()?;
         for hierarchy in hierarchies {
             let saved = match &hierarchy.controllers[..] {
                 [] => paths.get(""),
@@ -285,6 +294,14 @@ impl Cgroup {
     fn v2(&self) -> Result<&Group, Error> {
         self.groups.iter().find(|group| group.version == Version::V2).ok_or(Error::NotMounted)
     }
+}
+
+/// Every hierarchy there is; cgroup2 has no controllers of its own here.
+fn hierarchies() -> Result<(Vec<layout::Mounted>, Version), Error> {
+    Ok(match Layout::read()? {
+        Layout::V2(root) => (vec![layout::Mounted { controllers: Vec::new(), root }], Version::V2),
+        Layout::V1(hierarchies) => (hierarchies, Version::V1),
+    })
 }
 
 impl NewCgroup {

@@ -112,6 +112,7 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
     let mut prepared = prepare(&request, plan, log)?;
     let mut undo = Undo::new(root.make(&request.id)?);
     undo.directory()?.lock()?;
+    undo.directory()?.write_cgroups_path(plan.cgroups_path.as_deref())?;
     let cgroup = make_cgroup(&request, plan, &prepared.judged)?;
     let join = cgroup.join()?;
     let mut record = record(&request, plan, &prepared.judged, &cgroup);
@@ -140,7 +141,7 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
     };
     let state = document(&record, Status::Creating, 0);
     let init = opened.into_init(plan, (shown, request.keyring), state, common);
-    let process = make_process(init, &end, &mut undo)?;
+    let (process, end) = make_process(init, end, &mut undo)?;
     identify(&mut record, plan, process.pid)?;
     send_pidfd(request.pidfd.take(), &process, "standard")?;
     settings.before(process.pid, &prepared.procfs, &end)?;
@@ -261,21 +262,31 @@ fn listen(directory: &Directory) -> Result<OwnedFd> {
 }
 
 /// Makes the first process, directly or through a stage, and sees to it that it is killed if anything fails.
-fn make_process(init: Init<'_>, end: &RuntimeEnd, undo: &mut Undo) -> Result<LiveProcess> {
+///
+/// Our end comes back in the parent only: a child that kept its copy would not notice that we are gone, and would hold the
+/// lock on the container's state for ever.
+fn make_process(
+    init: Init<'_>,
+    end: RuntimeEnd,
+    undo: &mut Undo,
+) -> Result<(LiveProcess, RuntimeEnd)> {
     let stage = init.membership.needs_stage();
     let namespaces = if stage { Namespaces::empty() } else { init.membership.cloned() };
     let clone = Clone { namespaces, cgroup: init.common.join.clone_into(), parent: Parent::Caller };
     match clone3(&clone)? {
-        Cloned::Child if stage => become_stage(init),
-        Cloned::Child => init::become_init(init),
+        Cloned::Child => {
+            drop(end);
+            if stage { become_stage(init) } else { init::become_init(init) }
+        }
         Cloned::Parent { pid, pidfd } if !stage => {
             // our copy of the other end must go, or the end of the process would go unnoticed
             drop(init);
-            Ok(undo.process(LiveProcess { pid, pidfd })?)
+            Ok((undo.process(LiveProcess { pid, pidfd })?, end))
         }
         Cloned::Parent { pid, .. } => {
             drop(init);
-            undo.process(after_stage(pid, end)?)
+            let process = after_stage(pid, &end)?;
+            Ok((undo.process(process)?, end))
         }
     }
 }

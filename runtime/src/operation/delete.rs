@@ -4,6 +4,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 
 use super::Globals;
+use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::hooks;
 use crate::spec::Plan;
@@ -55,14 +56,26 @@ pub(crate) fn delete(globals: &Globals, id: &ContainerId, force: Force) -> Resul
     }
 }
 
-/// A directory without a state file is what an interrupted `create` leaves.
+/// A directory without a state file is what an interrupted `create` leaves, and perhaps control groups.
 fn remove_incomplete(globals: &Globals, id: &ContainerId) -> Result<()> {
     let Some(root) = RootDirectory::open(&globals.root)? else { return Ok(()) };
-    match root.container(id) {
-        Ok(directory) => directory.remove(),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+    let directory = match root.container(id) {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match directory.read_cgroups_path() {
+        Ok(path) => {
+            let path = CgroupPath::parse(path.as_deref(), id.as_str())?;
+            // whoever lives in there is not ours: a process of ours has ended with its `create`
+            if let Err(error) = Cgroup::existing(&path)?.delete() {
+                globals.log.warning(&error.to_string());
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
+    directory.remove()
 }
 
 fn end(process: &LiveProcess) -> Result<()> {

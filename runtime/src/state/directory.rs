@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <--root>/<id>/          0700, made exclusively: whoever makes it owns the id
+//!     cgroups-path        JSON: the specification's `cgroupsPath`, or null; from before the groups are made
 //!     state.json          written by temporary file and rename
 //!     start.sock          there while the container is created and not yet started
 //! ```
@@ -18,6 +19,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 
 const STATE: &str = "state.json";
 const START: &str = "start.sock";
+const CGROUPS_PATH: &str = "cgroups-path";
 /// Most bytes of a state file: a configuration of 16 MiB and what is around it.
 const MAX_STATE_BYTES: u64 = 17 << 20;
 
@@ -164,13 +166,26 @@ impl Directory {
     /// # Errors
     /// The kernel's.
     pub(crate) fn write_state(&self, text: &str) -> Result<()> {
-        const NEW: &str = ".state.json";
-        let what = || format!("write state of {}", self.id);
+        self.write(STATE, text)
+    }
+
+    /// Notes where the control groups will be, for whoever removes what an interrupted `create` has left.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn write_cgroups_path(&self, path: Option<&str>) -> Result<()> {
+        self.write(CGROUPS_PATH, &serde_json::to_string(&path)?)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let new = format!(".{name}");
+        let what = || format!("write {name} of {}", self.id);
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.fd, NEW, flags, Mode::RUSR | Mode::WUSR).context(what)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let fd = rustix::fs::openat(&self.fd, new.as_str(), flags, mode).context(what)?;
         std::fs::File::from(fd).write_all(text.as_bytes()).context(what)?;
-        rustix::fs::renameat(&self.fd, NEW, &self.fd, STATE).context(what)
+        rustix::fs::renameat(&self.fd, new.as_str(), &self.fd, name).context(what)
     }
 
     /// Reads the state file.
@@ -178,9 +193,21 @@ impl Directory {
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none: the container was never made whole.
     pub(crate) fn read_state(&self) -> Result<String> {
-        let what = || format!("read state of {}", self.id);
+        self.read(STATE)
+    }
+
+    /// What [`write_cgroups_path`](Self::write_cgroups_path) noted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if nothing is noted: no control group was made.
+    pub(crate) fn read_cgroups_path(&self) -> Result<Option<String>> {
+        Ok(serde_json::from_str(&self.read(CGROUPS_PATH)?)?)
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let what = || format!("read {name} of {}", self.id);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = match rustix::fs::openat(&self.fd, STATE, flags, Mode::empty()) {
+        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Err(not_found()),
             Err(errno) => return Err(errno).context(what),
