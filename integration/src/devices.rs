@@ -39,6 +39,46 @@ pub(crate) fn list() -> Result<BTreeSet<Device>> {
     Ok(all)
 }
 
+/// The devices there are but for loop devices of files that are not to be seen from here: those of
+/// another sandbox on the same machine.
+pub(crate) fn of_this_node() -> Result<BTreeSet<Device>> {
+    let mut all = list()?;
+    let loops = backing_files()?;
+    all.retain(|device| {
+        let Device::Loop { name, backing } = device else { return true };
+        let found = loops.iter().find(|(node, _)| node == name).map(|(_, file)| file);
+        // a file that was removed under its device has no path to look at
+        fs::metadata(backing)
+            .map_or_else(|_gone| is_removed(name), |data| found == Some(&identity(&data)))
+    });
+    Ok(all)
+}
+
+/// Whether the kernel says that the device's file was removed.
+fn is_removed(node: &str) -> bool {
+    fs::read_to_string(format!("/sys/block/{node}/loop/backing_file"))
+        .is_ok_and(|path| path.trim_end().ends_with(" (deleted)"))
+}
+
+/// `(loop0, major:minor inode)` of each loop device in use.
+fn backing_files() -> Result<Vec<(String, String)>> {
+    let columns = "NAME,BACK-MAJ:MIN,BACK-INO";
+    let listed =
+        Command::new("losetup").args(["--list", "--noheadings", "--output", columns]).good()?;
+    let row = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [path, device, inode] = words.as_slice() else { return None };
+        let node = path.trim_start_matches("/dev/").to_owned();
+        Some((node, format!("{device} {inode}")))
+    };
+    Ok(listed.lines().filter_map(row).collect())
+}
+
+fn identity(data: &fs::Metadata) -> String {
+    let (major, minor) = (rustix::fs::major(data.dev()), rustix::fs::minor(data.dev()));
+    format!("{major}:{minor} {}", data.ino())
+}
+
 /// Frees the loop devices whose backing file lies below `dir`, and what is stacked on them.
 ///
 /// The mounts that the files were opened through are gone, so that sysfs has no path for them:
@@ -50,16 +90,10 @@ pub(crate) fn release_below(dir: &Path) -> Result<()> {
     }
     let mut inodes = BTreeSet::new();
     collect_inodes(dir, &mut inodes)?;
-    let columns = "NAME,BACK-MAJ:MIN,BACK-INO";
-    let listed =
-        Command::new("losetup").args(["--list", "--noheadings", "--output", columns]).good()?;
-    for line in listed.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [path, device, inode] = words.as_slice() else { continue };
-        if !inodes.contains(&format!("{device} {inode}")) {
+    for (node, file) in backing_files()? {
+        if !inodes.contains(&file) {
             continue;
         }
-        let node = path.trim_start_matches("/dev/").to_owned();
         for above in &all {
             if let Device::Mapper { name, on, .. } = above
                 && on.contains(&node)
@@ -67,7 +101,7 @@ pub(crate) fn release_below(dir: &Path) -> Result<()> {
                 Command::new("dmsetup").args(["remove", name]).good()?;
             }
         }
-        Command::new("losetup").args(["--detach", path]).good()?;
+        Command::new("losetup").args(["--detach", &format!("/dev/{node}")]).good()?;
     }
     Ok(())
 }
@@ -80,9 +114,7 @@ fn collect_inodes(dir: &Path, all: &mut BTreeSet<String>) -> Result<()> {
         if kind.is_dir() {
             collect_inodes(&entry.path(), all)?;
         } else if kind.is_file() {
-            let data = entry.metadata()?;
-            let (major, minor) = (rustix::fs::major(data.dev()), rustix::fs::minor(data.dev()));
-            all.insert(format!("{major}:{minor} {}", data.ino()));
+            all.insert(identity(&entry.metadata()?));
         }
     }
     Ok(())

@@ -36,7 +36,7 @@ impl Picture {
             let source = line.split_once(" - ").map_or("", |(_, right)| right);
             picture.mounts.insert(format!("{place} ({source})"));
         }
-        picture.devices.extend(devices::list()?.iter().map(|device| format!("{device:?}")));
+        picture.devices.extend(devices::of_this_node()?.iter().map(|device| format!("{device:?}")));
         // a containerd namespace has a cgroup and directories for as long as the node lives
         picture.cgroups = cgroups::list()?;
         let of_a_namespace = |name: &str| name.ends_with("default") || name.ends_with("k8s.io");
@@ -85,7 +85,7 @@ impl Picture {
     /// The same but for layers, which stay activated as long as an image has them, and their claims.
     pub(crate) fn without_layers(mut self) -> Self {
         let of_a_layer = |what: &String| {
-            ["/run/hallmark/l/", "/run/hallmark/devices/", "/var/lib/hallmark/"]
+            ["run/hallmark/l/", "run/hallmark/devices/", "var/lib/hallmark/"]
                 .iter()
                 .any(|place| what.contains(place))
                 || what.contains("Mapper { name: \"hallmark-")
@@ -96,9 +96,22 @@ impl Picture {
         self
     }
 
-    /// Waits until nothing but layers is left that was not there.
-    pub(crate) fn expect_again_without_layers(&self) -> Result<()> {
-        self.wait_for(&|| Ok(Self::take()?.without_layers()))
+    /// The same but for the pipes that clients make for a container's streams.
+    pub(crate) fn without_pipes(mut self) -> Self {
+        self.files.retain(|what| !what.starts_with("/run/containerd/fifo/"));
+        self
+    }
+
+    /// The same but for bundles that containerd was removing when it was killed: it renames them
+    /// first, to a name with a dot, and does not look at those again.
+    pub(crate) fn without_hidden_bundles(mut self) -> Self {
+        self.files.retain(|what| !what.contains("/io.containerd.runtime.v2.task/default/."));
+        self
+    }
+
+    /// Waits until nothing is left that was not there, of what `part` leaves to look at.
+    pub(crate) fn expect_again_but_for(&self, part: &dyn Fn(Self) -> Self) -> Result<()> {
+        self.wait_for(&|| Ok(part(Self::take()?)))
     }
 
     /// Waits until nothing is left that was not there, up to thirty seconds: emulated processors take their time.

@@ -74,7 +74,7 @@ pub(crate) fn refusal(mut launch: Command) -> Result<String> {
         .find_map(|line| line.find("hallmark: refused:").and_then(|at| line.get(at..)))
         .with_context(|| format!("failed, but not by a refusal: {said}"))?
         .to_owned();
-    before.expect_again_without_layers().context("after the refusal")?;
+    before.expect_again_but_for(&|now| now.without_layers()).context("after the refusal")?;
     Ok(reason)
 }
 
