@@ -37,6 +37,7 @@ const HOST_PACKAGES: &[&str] = &[
     "pkg-config",
     "strace",
     "tar",
+    "tini",
     "util-linux",
     "xz-utils",
     "zstd",

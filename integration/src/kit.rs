@@ -17,8 +17,8 @@ use anyhow::{Context, Result};
 
 use crate::cache::{Cache, is_there, source_root};
 use crate::components::{self, Components};
-use crate::images::attacks::UNSEALED;
-use crate::images::{Images, cri, file_name};
+use crate::images::attacks::{self, UNSEALED};
+use crate::images::{Images, SETTINGS, cri, file_name, settings_image};
 use crate::run::Run;
 use crate::sandbox;
 use crate::seals;
@@ -28,7 +28,12 @@ use crate::trust;
 
 /// The four programs of the product.
 pub(crate) const PROGRAMS: [&str; 4] =
-    ["hallmark", "hallmark-snapshotter", "hallmark-runtime", "containerd-shim-hallmark-v1"];
+    ["hallmark", "hallmark-snapshotter", "hallmark-runtime", SHIM];
+
+const SHIM: &str = "containerd-shim-hallmark-v1";
+
+/// The shim's second name, under which nerdctl hands it the options it has for runc.
+const SHIM_AS_RUNC: &str = "containerd-shim-runc-hallmark";
 
 /// Where a kit is.
 #[derive(Clone, Debug)]
@@ -52,6 +57,8 @@ impl Kit {
         for dir in [&parts.containerd, &parts.runc, &parts.nerdctl] {
             link_all(dir, &kit.root.join("bin"))?;
         }
+        // what `nerdctl run --init` puts first; the image has no libraries for another
+        fs::copy("/usr/bin/tini-static", kit.bin("tini")).context("copy tini")?;
         link_all(&parts.cni, &kit.root.join("cni"))?;
         link_all(&source_root().join("config"), &kit.root.join("config"))?;
         let built = std::env::current_exe()?;
@@ -61,11 +68,17 @@ impl Kit {
             fs::copy(&from, kit.bin(program))
                 .with_context(|| format!("copy {}", from.display()))?;
         }
+        if programs.contains(&SHIM) {
+            fs::hard_link(kit.bin(SHIM), kit.bin(SHIM_AS_RUNC))?;
+        }
         for name in Images::names() {
             fs::hard_link(images.archive(name), kit.root.join("images").join(file_name(name)))?;
         }
         let key = Key::of_the_guest(cache)?;
-        if !programs.is_empty() {
+        if programs.is_empty() {
+            settings_image()?.write(&kit.root.join("images").join(file_name(SETTINGS)))?;
+            attacks::make(&images, &kit.root.join("attacks"))?;
+        } else {
             let seals = seals::make(cache, &kit.bin("hallmark"), &images, &key)?;
             for dir in ["sealed", "attacks"] {
                 link_all(&seals.join(dir), &kit.root.join(dir))?;

@@ -28,6 +28,7 @@ mod signing;
 mod table;
 mod tests;
 mod trust;
+mod uses;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -122,6 +123,15 @@ enum Command {
         #[arg(default_value = "")]
         focus: String,
     },
+    /// Everyday uses of nerdctl, with our stack and with containerd's own: the same, or explained
+    Nerdctl {
+        /// Only uses whose names contain this, or one of A|B|C
+        #[arg(default_value = "")]
+        filter: String,
+        /// "stock" runs only containerd's own, which proves the uses themselves
+        #[arg(long, value_enum, default_value = "hallmark")]
+        stack: Stack,
+    },
     /// Start a node and run a shell script on it
     Node {
         script: String,
@@ -135,6 +145,15 @@ enum Command {
     /// (inside) a script on a node
     #[command(hide = true)]
     Script { site: Site, stack: Stack, kit: PathBuf, script: String },
+    /// (inside) everyday uses of nerdctl
+    #[command(hide = true)]
+    Uses {
+        site: Site,
+        stack: Stack,
+        kit: PathBuf,
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// (inside) first process of the guest
     #[command(hide = true)]
     GuestInit,
@@ -197,6 +216,11 @@ fn perform(command: Command) -> Result<ExitCode> {
             bench::inflate(&blob, &compression).map(|()| ExitCode::SUCCESS)
         }
         Command::Stage { name, tar } => bench::stage(&name, &tar).map(|()| ExitCode::SUCCESS),
+        Command::Nerdctl { filter, stack } => on_host(stack, "uses", &filter),
+        Command::Uses { site, stack, kit, filter } => {
+            let mut bench = test_bench(site, stack, &kit);
+            counted(uses::run(&mut bench, stack, &filter)?)
+        }
         Command::Node { script, site: Site::Host, stack } => on_host(stack, "script", &script),
         Command::Node { script, site: Site::Guest, stack } => in_guest(stack, "script", &script),
         Command::Critest { focus, site, stack } => conformance(site, stack, &focus),

@@ -34,6 +34,13 @@ impl Stack {
             Self::Stock => "stock",
         }
     }
+
+    pub(crate) fn snapshotter(self) -> &'static str {
+        match self {
+            Self::Hallmark => "hallmark",
+            Self::Stock => "overlayfs",
+        }
+    }
 }
 
 /// A running node.
@@ -165,10 +172,7 @@ impl Node {
     }
 
     pub(crate) fn snapshotter_name(&self) -> &'static str {
-        match self.stack {
-            Stack::Hallmark => "hallmark",
-            Stack::Stock => "overlayfs",
-        }
+        self.stack.snapshotter()
     }
 
     pub(crate) fn runtime_name(&self) -> &'static str {
@@ -271,7 +275,9 @@ fn containerd_config(kit: &Kit, stack: Stack) -> String {
          [plugins.\"io.containerd.transfer.v1.local\"]\n\
          config_path = \"/etc/containerd/certs.d\"\n\
          [plugins.\"io.containerd.cri.v1.runtime\".cni]\n\
-         bin_dirs = [\"{}\"]\n",
+         bin_dirs = [\"{}\"]\n\
+         [plugins.\"io.containerd.internal.v1.restart\"]\n\
+         interval = \"1s\"\n",
         kit.cni().display()
     )
 }

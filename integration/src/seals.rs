@@ -9,12 +9,12 @@ use anyhow::Result;
 use crate::cache::{Cache, fingerprint, remove_tree, sha256};
 use crate::images::attacks::{self, PROBER, REORDERED, STACKED, STRANGER, UNSEALED};
 use crate::images::oci::Archive;
-use crate::images::{Images, ONE, TWO, file_name};
+use crate::images::{Images, ONE, SETTINGS, TWO, file_name, settings_image};
 use crate::run::Run;
 use crate::signing::Key;
 
 /// Changed when what is made below changes.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
 /// Directories `sealed/` and `attacks/`, made anew whenever the command or the images change.
 pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -> Result<PathBuf> {
@@ -37,6 +37,9 @@ pub(crate) fn make(cache: &Cache, hallmark: &Path, images: &Images, key: &Key) -
         let prober = sealed.join(file_name(PROBER));
         attacks::prober(dir)?.write(&prober)?;
         seal(hallmark, key, &prober, None)?;
+        let archive = sealed.join(file_name(SETTINGS));
+        settings_image()?.write(&archive)?;
+        seal(hallmark, key, &archive, None)?;
         let copy = dir.join("copy.tar");
         fs::copy(images.archive(ONE), &copy)?;
         let claims = attacked.join("claims");

@@ -28,6 +28,8 @@ pub(crate) enum Need {
     Selinux,
     /// A memory controller, on either version of cgroups.
     Memory,
+    /// The controllers of cgroup v1, by whose files a limit is read.
+    CgroupV1,
 }
 
 impl Need {
@@ -37,6 +39,9 @@ impl Need {
             Self::DeviceMapper => there("/sys/module/dm_verity") && there("/dev/mapper/control"),
             Self::Ipe => there("/sys/kernel/security/ipe"),
             Self::Selinux => there("/sys/fs/selinux/enforce"),
+            Self::CgroupV1 => ["cpu/cpu.shares", "memory/cgroup.procs", "pids/cgroup.procs"]
+                .iter()
+                .all(|file| there(&format!("/sys/fs/cgroup/{file}"))),
             Self::Memory => {
                 there("/sys/fs/cgroup/memory/cgroup.procs")
                     || fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
@@ -51,6 +56,7 @@ impl Need {
             Self::Ipe => "a kernel with IPE",
             Self::Selinux => "a kernel with SELinux",
             Self::Memory => "the memory controller",
+            Self::CgroupV1 => "the controllers of cgroup v1",
         }
     }
 }
@@ -153,24 +159,47 @@ pub(crate) fn run(tests: &[Test], bench: &mut Bench, filter: &str) -> Result<Cou
     let mut counts = Counts::default();
     let wanted = |test: &&Test| filter.split('|').any(|part| test.name.contains(part));
     for test in tests.iter().filter(wanted) {
-        let missing = test.needs.iter().find(|need| !need.is_met());
-        match (missing, bench.site) {
-            (Some(need), Site::Host) => {
-                println!("skipped: needs {}: {}", need.name(), test.name);
-                counts.skipped += 1;
-            }
-            (Some(need), Site::Guest) => {
-                println!("FAIL  {}: the guest lacks {}", test.name, need.name());
-                counts.failed += 1;
-            }
-            (None, _) => counts.add(run_one(test, bench)?),
-        }
+        let site = bench.site;
+        counts.add(with_needs(test.name, test.needs, site, &mut || run_one(test, bench))?);
     }
     bench.stop()?;
     Ok(counts)
 }
 
-fn run_one(test: &Test, bench: &mut Bench) -> Result<Counts> {
+/// What becomes of a test: skipped on this machine for want of something, failed for it in the
+/// guest, or run.
+pub(crate) fn with_needs(
+    name: &str,
+    needs: &[Need],
+    site: Site,
+    run: &mut dyn FnMut() -> Result<Outcome>,
+) -> Result<Counts> {
+    let mut counts = Counts::default();
+    match (needs.iter().find(|need| !need.is_met()), site) {
+        (Some(need), Site::Host) => {
+            println!("skipped: needs {}: {name}", need.name());
+            counts.skipped = 1;
+        }
+        (Some(need), Site::Guest) => {
+            println!("FAIL  {name}: the guest lacks {}", need.name());
+            counts.failed = 1;
+        }
+        (None, _) => match run()? {
+            Outcome::Passed => counts.passed = 1,
+            Outcome::Failed => counts.failed = 1,
+        },
+    }
+    Ok(counts)
+}
+
+/// How a test that ran has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Passed,
+    Failed,
+}
+
+fn run_one(test: &Test, bench: &mut Bench) -> Result<Outcome> {
     let started = Instant::now();
     let mut result = guarded(test, bench);
     if let Err(error) = &mut result {
@@ -186,10 +215,10 @@ fn run_one(test: &Test, bench: &mut Bench) -> Result<Counts> {
         {
             println!("      and its node did not stop cleanly: {error:#}");
         }
-        return Ok(Counts { failed: 1, ..Counts::default() });
+        return Ok(Outcome::Failed);
     }
     println!("pass  {} ({:.1} s)", test.name, started.elapsed().as_secs_f32());
-    Ok(Counts { passed: 1, ..Counts::default() })
+    Ok(Outcome::Passed)
 }
 
 /// The test, and the proof that it left nothing.

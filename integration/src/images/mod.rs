@@ -25,6 +25,9 @@ pub(crate) const NGINX: &str = "example.test/nginx:1";
 pub(crate) const ONE: &str = "example.test/one:1";
 pub(crate) const TWO: &str = "example.test/two:1";
 
+/// Three small layers, and a configuration that says everything it can.
+pub(crate) const SETTINGS: &str = "example.test/settings:1";
+
 /// Changed when the recipes below change, so that the cache builds anew.
 const RECIPE: &str = "4";
 
@@ -139,6 +142,18 @@ fn build(cache: &Cache, dir: &Path) -> Result<()> {
 fn settings(command: &[&str]) -> Value {
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     json!({"Env": [path], "Cmd": command, "WorkingDir": "/"})
+}
+
+/// `SETTINGS`: an image that says itself how it is to be run.
+pub(crate) fn settings_image() -> Result<Image> {
+    let mut image = small(SETTINGS, "settings")?;
+    let say = "echo $(id -u) $(pwd) $0; echo from=$FROM";
+    image.run = json!({
+        "Entrypoint": ["/bin/sh", "-c", say], "Cmd": ["said"], "User": "1000:7",
+        "WorkingDir": "/srv", "Env": ["PATH=/bin", "FROM=image"], "StopSignal": "SIGUSR2",
+        "Volumes": {"/srv": {}}, "Labels": {"k": "v"}, "ExposedPorts": {"80/tcp": {}},
+    });
+    Ok(image)
 }
 
 /// The eight layers above nginx, with every kind of entry that a layer can hold.
