@@ -5,7 +5,7 @@ PREPARE = hack/prepare
 LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmark-seal \
             --package hallmark-trust --package hallmark-sys
 
-.PHONY: help demo test bench check guest build conformance-cri conformance-runc conformance-nerdctl clean
+.PHONY: help demo test bench check guest build conformance-cri conformance-runc conformance-nerdctl soak clean
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
@@ -30,6 +30,8 @@ conformance-runc: build ## runc's own suite against our runtime, in ten minutes 
 	hack/conformance-runc
 conformance-nerdctl: ## everyday uses of nerdctl, with our stack and with containerd's own
 	@$(PREPARE) && $(INTEGRATION) nerdctl $(FILTER)
+soak: ## 2000 containers (COUNT) while daemons are restarted and killed; SEED repeats a run
+	@$(PREPARE) && $(INTEGRATION) soak --count $(or $(COUNT),2000) $(if $(SEED),--seed $(SEED))
 clean: ## remove what was built, the cache of components and images too
 	cargo clean
 	rm -rf .cache

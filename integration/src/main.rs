@@ -25,6 +25,7 @@ mod run;
 mod sandbox;
 mod seals;
 mod signing;
+mod soak;
 mod table;
 mod tests;
 mod trust;
@@ -132,6 +133,18 @@ enum Command {
         #[arg(long, value_enum, default_value = "hallmark")]
         stack: Stack,
     },
+    /// Many containers by several workers, while daemons are restarted and killed
+    Soak {
+        /// How many containers
+        #[arg(long, default_value_t = 2000)]
+        count: usize,
+        /// What decides the moments; from the clock if none is given
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// (inside) the soak
+    #[command(hide = true)]
+    Soaked { kit: PathBuf, count: usize, seed: u64 },
     /// Start a node and run a shell script on it
     Node {
         script: String,
@@ -220,6 +233,20 @@ fn perform(command: Command) -> Result<ExitCode> {
         Command::Uses { site, stack, kit, filter } => {
             let mut bench = test_bench(site, stack, &kit);
             counted(uses::run(&mut bench, stack, &filter)?)
+        }
+        Command::Soak { count, seed } => {
+            let cache = prepared()?;
+            let kit = assemble(&cache, Stack::Hallmark)?;
+            let kit = kit.root().to_string_lossy();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+            let seed = seed.unwrap_or(now.as_secs()).to_string();
+            sandbox::supervise(&cache, &["soaked", &kit, &count.to_string(), &seed])
+        }
+        Command::Soaked { kit, count, seed } => {
+            let mut bench = test_bench(Site::Host, Stack::Hallmark, &kit);
+            let counts = soak::run(&mut bench, count, seed)?;
+            bench.stop()?;
+            counted(counts)
         }
         Command::Node { script, site: Site::Host, stack } => on_host(stack, "script", &script),
         Command::Node { script, site: Site::Guest, stack } => in_guest(stack, "script", &script),

@@ -43,6 +43,15 @@ impl Stack {
     }
 }
 
+/// How a daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By SIGTERM.
+    Asked,
+    /// As by a crash.
+    Killed,
+}
+
 /// A running node.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -121,6 +130,16 @@ impl Node {
     /// The snapshotter as by `kill -9`.
     pub(crate) fn kill_snapshotter(&mut self) -> Result<()> {
         self.snapshotter.take().context("no snapshotter runs")?.kill()
+    }
+
+    /// containerd ended and started anew over the same state.
+    pub(crate) fn restart_containerd(&mut self, how: End) -> Result<()> {
+        let mut daemon = self.containerd.take().context("no containerd runs")?;
+        match how {
+            End::Asked => daemon.stop()?,
+            End::Killed => daemon.kill()?,
+        }
+        self.start_containerd()
     }
 
     /// containerd and the snapshotter, asked to end; errors are told, not dropped.
