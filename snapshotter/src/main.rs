@@ -48,7 +48,7 @@ use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
 
 use crate::activate::Activations;
-use crate::content::Content;
+use crate::content::{BLOBS, Content};
 use crate::layout::Layout;
 use crate::proto::diff::diff_server::DiffServer;
 use crate::proto::snapshots::snapshots_server::SnapshotsServer;
@@ -90,7 +90,7 @@ async fn serve(config: &NodeConfig) -> Result<()> {
     let snapshotter = {
         let config = config.clone();
         let runtime = tokio::runtime::Handle::current();
-        let content = Content::new(&config.snapshotter.containerd, runtime);
+        let content = Content::new(&config.snapshotter.containerd, Path::new(BLOBS), runtime);
         tokio::task::spawn_blocking(move || start(&config, content)).await??
     };
     let listener = match systemd::socket()? {

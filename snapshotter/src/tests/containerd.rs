@@ -33,6 +33,11 @@ impl Store {
         self.blobs.lock().unwrap().insert(digest.to_owned(), bytes.to_vec());
     }
 
+    /// The bytes of a blob.
+    pub(super) fn get(&self, digest: &str) -> Vec<u8> {
+        self.blobs.lock().unwrap()[digest].clone()
+    }
+
     /// How often a blob was read.
     pub(super) fn reads_of(&self, digest: &str) -> usize {
         self.reads.lock().unwrap().iter().filter(|read| *read == digest).count()
@@ -88,8 +93,13 @@ impl Content for Store {
         Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
     }
 
-    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        no()
+    async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        assert!(request.metadata().get("containerd-namespace").is_some());
+        let digest = request.into_inner().digest;
+        let size = self.blobs.lock().unwrap().get(&digest).map(Vec::len);
+        let size = size.ok_or_else(|| Status::not_found(digest.clone()))?;
+        let size = i64::try_from(size).unwrap();
+        Ok(Response::new(InfoResponse { info: Some(Info { digest, size, ..Info::default() }) }))
     }
 
     async fn update(&self, _: Request<UpdateRequest>) -> Result<Response<UpdateResponse>, Status> {

@@ -76,6 +76,43 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
+fn a_blob_is_read_from_its_file_only_where_containerd_has_it() {
+    let node = Node::new();
+    let snapshotter = node.start();
+    std::fs::create_dir(node.blobs()).unwrap();
+    let file = |digest: &str| node.blobs().join(digest.strip_prefix("sha256:").unwrap());
+    let apply = |layer: &Descriptor| {
+        let key = format!("default/2/extract-{} sha256:x", layer.digest);
+        let mounts = snapshotter.create(&key, Kind::Active, None, Labels::new()).unwrap();
+        snapshotter.apply("default", layer, &mounts)
+    };
+    let spoilt = |bytes: &[u8]| [&bytes[..bytes.len() - 1], &[1]].concat();
+    // what containerd would send is damaged: only the file has the layer
+    let beside = layer(&node, "beside");
+    let bytes = node.content.get(&beside.digest);
+    std::fs::write(file(&beside.digest), &bytes).unwrap();
+    node.content.put(&beside.digest, &spoilt(&bytes));
+    assert_eq!(apply(&beside).unwrap().digest, beside.digest);
+    // half written, or a link: not the blob's file, so containerd is asked
+    let short = layer(&node, "short");
+    std::fs::write(file(&short.digest), b"short").unwrap();
+    apply(&short).unwrap();
+    let linked = layer(&node, "linked");
+    let elsewhere = spoilt(&node.content.get(&linked.digest));
+    std::fs::write(node.blobs().join("elsewhere"), elsewhere).unwrap();
+    std::os::unix::fs::symlink("elsewhere", file(&linked.digest)).unwrap();
+    apply(&linked).unwrap();
+    // the right size and other bytes: found by the digest, as anywhere
+    let changed = layer(&node, "changed");
+    std::fs::write(file(&changed.digest), spoilt(&node.content.get(&changed.digest))).unwrap();
+    apply(&changed).unwrap_err();
+    // a namespace without the blob does not get it from the directory
+    let absent = Descriptor { digest: LayerDigest::of(b"absent").to_string(), ..beside };
+    std::fs::write(file(&absent.digest), b"absent").unwrap();
+    apply(&absent).unwrap_err();
+}
+
+#[test]
 fn an_image_is_unpacked_run_and_removed() {
     let node = Node::new();
     let snapshotter = node.start();

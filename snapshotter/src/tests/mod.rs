@@ -72,6 +72,11 @@ impl Node {
         Self { directory, content, runtime }
     }
 
+    /// Where this node's containerd would keep blobs; not made unless a test does.
+    fn blobs(&self) -> PathBuf {
+        self.directory.path().join("blobs")
+    }
+
     fn layout(&self) -> Layout {
         let root = self.directory.path().join("root");
         Layout { claims: root.join("claims"), state: self.directory.path().join("state"), root }
@@ -90,7 +95,7 @@ impl Node {
         let socket = self.directory.path().join("containerd.sock");
         let content = {
             let _inside = self.runtime.enter();
-            Content::new(&socket, self.runtime.handle().clone())
+            Content::new(&socket, &self.blobs(), self.runtime.handle().clone())
         };
         Snapshotter::new(layout, store, content, activations)
     }
