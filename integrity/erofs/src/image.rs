@@ -10,8 +10,8 @@ use crate::format::{
     SUPERBLOCK_LEN, Superblock, salt,
 };
 
-/// Bytes handed to the image file at once.
-const WRITE: usize = 256 << 10;
+/// Bytes collected before they are handed to the image file. Runs of blocks that are longer go there without a copy.
+const WRITE: usize = 64 << 10;
 
 const ZEROS: [u8; BLOCK] = [0; BLOCK];
 
