@@ -28,6 +28,8 @@ pub enum ErrorKind {
     NotFound,
     /// The container has no running process.
     NotRunning,
+    /// The kernel does not execute the program that was found.
+    Program,
     /// The gate said no: an answer, not a malfunction.
     Refused,
     /// config.json, process.json or resources.json asks for something that is wrong or not supported.

@@ -19,6 +19,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, StatxAttributes, Stat
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::error::{Context, Error, Result};
+use crate::log::Log;
 
 /// `OVERLAYFS_SUPER_MAGIC` of <linux/magic.h>.
 const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
@@ -29,14 +30,21 @@ const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
 ///
 /// # Errors
 /// If the kernel refuses the overlay. The runtime then does not go on.
-pub(crate) fn protect(other: &Path) -> Result<()> {
+pub(crate) fn protect(other: &Path, log: &Log) -> Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let exe = rustix::fs::open("/proc/self/exe", flags, Mode::empty())
         .context(|| "open /proc/self/exe")?;
-    if is_protected(exe.as_fd())? {
-        return Ok(());
+    // runc's words, by which its readers find the step
+    match protection(exe.as_fd())? {
+        Protection::Sealed => {
+            log.debug("runc exeseal: using /proc/self/exe clone");
+            return Ok(());
+        }
+        Protection::Verified => return Ok(()),
+        Protection::None => {}
     }
     let sealed = seal(other).context(|| "seal the runtime's binary")?;
+    log.debug("runc exeseal: using overlayfs for sealed /proc/self/exe");
     let args = std::env::args_os().map(|arg| c_string(arg.into_vec()));
     let args = args.collect::<Result<Vec<CString>>>()?;
     let env = std::env::vars_os()
@@ -50,19 +58,29 @@ fn c_string(bytes: Vec<u8>) -> Result<CString> {
     CString::new(bytes).map_err(std::io::Error::from).context(|| "argument or environment")
 }
 
-fn is_protected(exe: BorrowedFd<'_>) -> Result<bool> {
+/// What keeps the binary from being written to.
+enum Protection {
+    None,
+    /// An overlay without upper.
+    Sealed,
+    /// The kernel verifies what it reads.
+    Verified,
+}
+
+fn protection(exe: BorrowedFd<'_>) -> Result<Protection> {
     let stat = rustix::fs::statx(exe, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)
         .context(|| "statx /proc/self/exe")?;
     if stat.stx_attributes.contains(StatxAttributes::VERITY) {
-        return Ok(true);
+        return Ok(Protection::Verified);
     }
     let magic = rustix::fs::fstatfs(exe).context(|| "fstatfs /proc/self/exe")?.f_type;
     let flags = rustix::fs::fstatvfs(exe).context(|| "fstatvfs /proc/self/exe")?.f_flag;
     if u64::try_from(magic) == Ok(OVERLAYFS_MAGIC) && flags.contains(StatVfsMountFlags::RDONLY) {
-        return Ok(true);
+        return Ok(Protection::Sealed);
     }
     let uuid = format!("/sys/dev/block/{}:{}/dm/uuid", stat.stx_dev_major, stat.stx_dev_minor);
-    Ok(std::fs::read_to_string(uuid).is_ok_and(|uuid| is_verity(&uuid)))
+    let verified = std::fs::read_to_string(uuid).is_ok_and(|uuid| is_verity(&uuid));
+    Ok(if verified { Protection::Verified } else { Protection::None })
 }
 
 /// veritysetup's and our snapshotter's names for a device with a verity table.

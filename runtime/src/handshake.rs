@@ -9,6 +9,9 @@
 //!    │ uid_map, gid_map, timens_offsets, oom_score_adj      │
 //!    │ Mapped ─────────────────────────────────────────────►│
 //!    │                                                      │ root, mounts, devices
+//!    │◄────────────────────────────────────────────── Tree   │ a bind of its own mounts that needs an id map
+//!    │ pidfd_getfd, mount_setattr                           │
+//!    │ Translated ─────────────────────────────────────────►│
 //!    │◄────────────────────────────────────────── Mounted   │ only if there are prestart or createRuntime hooks
 //!    │ hooks                                                │
 //!    │ HooksRan ───────────────────────────────────────────►│
@@ -49,6 +52,8 @@ pub(crate) enum FromInit {
     Mounted,
     Ready,
     Stage(i32),
+    /// The number, in that process, of a mount that has to get its id map.
+    Tree(i32),
 }
 
 /// From the runtime.
@@ -59,6 +64,8 @@ pub(crate) enum ToInit {
     /// The listener is somebody else's, too.
     Listening,
     Mapped,
+    /// The mount has its id map.
+    Translated,
 }
 
 /// The runtime's end.
@@ -153,6 +160,7 @@ fn answer(socket: BorrowedFd<'_>, message: ToInit) -> Result<()> {
         ToInit::HooksRan => b'h',
         ToInit::Listening => b'l',
         ToInit::Mapped => b'm',
+        ToInit::Translated => b't',
     };
     send(socket, &[&[byte]]).context(|| format!("tell the first process {message:?}"))
 }
@@ -173,7 +181,11 @@ pub(crate) fn offer_listener(socket: BorrowedFd<'_>, listener: BorrowedFd<'_>) -
 /// Turns a message that was not the awaited one into an error.
 pub(crate) fn unexpected(message: Option<FromInit>, expected: &str) -> Error {
     match message {
-        Some(FromInit::Failed(kind, text)) => Error::new(kind, text),
+        // the program's own failure is told as a shell would
+        Some(FromInit::Failed(ErrorKind::Program, text)) => Error::new(ErrorKind::Program, text),
+        // runc's words, which its callers show
+        Some(FromInit::Failed(kind, text)) => Error::new(kind, text)
+            .within("unable to start container process: error during container init"),
         Some(other) => {
             Error::system(format!("first process: found message {other:?}, expected {expected}"))
         }
@@ -184,6 +196,16 @@ pub(crate) fn unexpected(message: Option<FromInit>, expected: &str) -> Error {
 impl InitEnd {
     pub(crate) fn send(&self, message: &FromInit) -> Result<()> {
         tell(self.0.as_fd(), message)
+    }
+
+    /// Has the runtime give `tree`, which is attached nowhere, its id map.
+    ///
+    /// # Errors
+    /// If the runtime cannot and is gone.
+    pub(crate) fn offer_tree(&self, tree: BorrowedFd<'_>) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        self.send(&FromInit::Tree(tree.as_raw_fd()))?;
+        self.expect(ToInit::Translated)
     }
 
     /// Waits for `expected`.
@@ -203,6 +225,7 @@ fn expect_at(socket: BorrowedFd<'_>, expected: ToInit) -> Result<()> {
         Some(b"h") => Some(ToInit::HooksRan),
         Some(b"l") => Some(ToInit::Listening),
         Some(b"m") => Some(ToInit::Mapped),
+        Some(b"t") => Some(ToInit::Translated),
         _ => None,
     };
     if found == Some(expected) {
@@ -226,6 +249,7 @@ pub(crate) fn tell(socket: BorrowedFd<'_>, message: &FromInit) -> Result<()> {
         FromInit::Mounted => (b'M', Vec::new()),
         FromInit::Ready => (b'R', Vec::new()),
         FromInit::Stage(pid) => (b'S', pid.to_ne_bytes().to_vec()),
+        FromInit::Tree(number) => (b'T', number.to_ne_bytes().to_vec()),
     };
     let payload = payload.get(..MAX_BYTES - 1).unwrap_or(&payload);
     send(socket, &[&[tag], payload]).context(|| "tell the runtime")
@@ -251,6 +275,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<FromInit>> {
         (b'R', []) => FromInit::Ready,
         (b'L', [a, b, c, d]) => FromInit::Listener(i32::from_ne_bytes([*a, *b, *c, *d])),
         (b'S', [a, b, c, d]) => FromInit::Stage(i32::from_ne_bytes([*a, *b, *c, *d])),
+        (b'T', [a, b, c, d]) => FromInit::Tree(i32::from_ne_bytes([*a, *b, *c, *d])),
         _ => return Err(Error::system("first process: a message that is not understood")),
     };
     Ok(Some(message))
@@ -259,6 +284,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<FromInit>> {
 /// Only the kinds that something inside the container can cause.
 fn kind_byte(kind: ErrorKind) -> u8 {
     match kind {
+        ErrorKind::Program => b'p',
         ErrorKind::Spec => b's',
         _ => b'y',
     }
@@ -266,6 +292,7 @@ fn kind_byte(kind: ErrorKind) -> u8 {
 
 fn kind_of(byte: u8) -> ErrorKind {
     match byte {
+        b'p' => ErrorKind::Program,
         b's' => ErrorKind::Spec,
         _ => ErrorKind::System,
     }
@@ -352,11 +379,14 @@ mod tests {
             FromInit::Mounted,
             FromInit::Ready,
             FromInit::Stage(4711),
+            FromInit::Tree(8),
         ] {
             init.send(&message).unwrap();
             assert_eq!(runtime.receive().unwrap(), Some(message));
         }
-        for message in [ToInit::Go, ToInit::HooksRan, ToInit::Listening, ToInit::Mapped] {
+        for message in
+            [ToInit::Go, ToInit::HooksRan, ToInit::Listening, ToInit::Mapped, ToInit::Translated]
+        {
             runtime.send(message).unwrap();
             init.expect(message).unwrap();
         }

@@ -8,6 +8,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::process::Pid;
+
 use crate::error::{Context, Result};
 use crate::timestamp::Timestamp;
 
@@ -73,6 +75,17 @@ impl Log {
         self.write(Level::Debug, message);
     }
 
+    /// The process is cloned and joins what it must: with a word of runc's, by which its readers find the step.
+    pub(crate) fn container_setup(&self, pid: Pid) {
+        self.debug(&format!("nsexec container setup: process {}", pid.as_raw_nonzero()));
+    }
+
+    /// The process has set itself up; runc's word again.
+    pub(crate) fn in_init(&self, pid: Pid) {
+        let pid = pid.as_raw_nonzero();
+        self.debug(&format!("child process in init(): process {pid} is ready"));
+    }
+
     /// Something that was ignored or is weaker than it could be.
     pub(crate) fn warning(&self, message: &str) {
         self.write(Level::Warning, message);
@@ -91,6 +104,14 @@ impl Log {
         if self.file.is_some() {
             to_stderr(&format!("{message}\n"));
         }
+    }
+
+    /// As [`error`](Self::error), without the time and the level on stderr.
+    pub(crate) fn plain_error(&self, message: &str) {
+        if self.file.is_some() {
+            self.write(Level::Error, message);
+        }
+        to_stderr(&format!("{message}\n"));
     }
 
     fn write(&self, level: Level, message: &str) {

@@ -86,7 +86,7 @@ fn a_failing_hook_undoes_the_container() {
         let error = bundle.refusal();
         assert!(
             error.starts_with(&format!(
-                "run failed: error running {point} hook #0: /bin/sh: exit status 3"
+                "hallmark-runtime run failed: error running {point} hook #0: /bin/sh: exit status 3"
             )),
             "{error}"
         );

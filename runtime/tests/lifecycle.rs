@@ -103,7 +103,7 @@ fn a_program_that_is_missing_is_an_error_of_create() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert_eq!(
         bundle.last_error(),
-        "create failed: exec: \"nosuch\": executable file not found in $PATH"
+        "hallmark-runtime create failed: unable to start container process: error during container init: exec: \"nosuch\": executable file not found in $PATH"
     );
     bundle.assert_nothing_left();
 }

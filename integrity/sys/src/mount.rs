@@ -50,6 +50,12 @@ impl Attributes {
         Self(self.0 & !other.0)
     }
 
+    /// Those that are in `other`, too.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// Whether all of `other` are here.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {

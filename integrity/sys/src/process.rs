@@ -232,6 +232,27 @@ pub fn restore_signals() -> Result<()> {
     set_mask(libc::SIG_SETMASK, &signal_set(&[])?)
 }
 
+/// Has each of `signals` end this process with status 128 + its number.
+///
+/// That is what they do by default, except to the first process of a PID namespace, for which the kernel drops them.
+/// Exec makes them default.
+///
+/// # Errors
+/// The kernel's errno; EINVAL for a number that is no signal.
+pub fn end_on(signals: &[i32]) -> Result<()> {
+    extern "C" fn end(number: libc::c_int) {
+        exit_immediately(128 + number);
+    }
+    let handler = end as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    for signal in signals {
+        // SAFETY: the handler only calls _exit, which is safe in a signal's context.
+        if unsafe { libc::signal(*signal, handler) } == libc::SIG_ERR {
+            return Err(Error::last(format!("signal({signal})")));
+        }
+    }
+    Ok(())
+}
+
 /// Blocks `signals` and returns a descriptor from which they are read with [`read_signal`].
 ///
 /// # Errors

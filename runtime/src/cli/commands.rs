@@ -21,7 +21,7 @@ pub(super) struct Command {
     pub(super) flags: &'static [Flag],
     pub(super) order: Order,
     /// In front of every error of this command.
-    pub(super) prefix: Option<&'static str>,
+    pub(super) prefix: Prefix,
     pub(super) binary: Binary,
     /// What a failure exits with.
     pub(super) failure_status: u8,
@@ -33,6 +33,15 @@ pub(super) struct Command {
 pub(super) enum Binary {
     AsItIs,
     Protected,
+}
+
+/// What precedes an error, as with runc.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prefix {
+    None,
+    /// The program's name, and words.
+    Program(&'static str),
+    Words(&'static str),
 }
 
 /// What a command leaves.
@@ -50,7 +59,8 @@ impl Command {
         flags: &'static [Flag],
         run: fn(&Globals, &Parsed) -> Result<Done>,
     ) -> Self {
-        let (order, prefix, failure_status, binary) = (Order::Free, None, 1, Binary::AsItIs);
+        let (order, prefix, failure_status, binary) =
+            (Order::Free, Prefix::None, 1, Binary::AsItIs);
         Self {
             name,
             summary,
@@ -67,17 +77,17 @@ impl Command {
     }
 
     /// For the commands that make a process of the container.
-    const fn launching(self, prefix: &'static str, failure_status: u8) -> Self {
-        Self { prefix: Some(prefix), failure_status, binary: Binary::Protected, ..self }
+    const fn launching(self, prefix: Prefix, failure_status: u8) -> Self {
+        Self { prefix, failure_status, binary: Binary::Protected, ..self }
     }
 
     const fn strict(self) -> Self {
         Self { order: Order::Strict, ..self }
     }
 
-    pub(super) fn help(&self) -> String {
+    pub(super) fn help(&self, program: &str) -> String {
         format!(
-            "NAME:\n   hallmark-runtime {} - {}\n\nUSAGE:\n   hallmark-runtime {} [command options] {}\n\nOPTIONS:\n{}",
+            "NAME:\n   {program} {} - {}\n\nUSAGE:\n   {program} {} [command options] {}\n\nOPTIONS:\n{}",
             self.name,
             self.summary,
             self.name,
@@ -113,7 +123,8 @@ const CONSOLE: Flag = value("console-socket", "", "socket that gets the other en
 const PIDFD: Flag = value("pidfd-socket", "", "socket that gets the process' pidfd");
 const KEYRING: Flag =
     switch("no-new-keyring", "", "leave the caller's session keyring to the container");
-const NO_PIVOT: Flag = switch("no-pivot", "", "not supported; an error");
+const NO_PIVOT: Flag =
+    switch("no-pivot", "", "accepted and ignored: a root that is not pivoted into can be left");
 const PID_FILE: Flag = value("pid-file", "", "write the process' number to this file");
 const PRESERVE: Flag =
     value("preserve-fds", "", "how many descriptors from 3 on the program keeps");
@@ -125,12 +136,19 @@ const FORMAT: Flag = value("format", "f", "table or json (default: table)");
 /// Every command, in alphabetical order.
 pub(super) const COMMANDS: &[Command] = &[
     Command::new(
+        ("checkpoint", "not supported: an error"),
+        ("<container-id>", 0, usize::MAX),
+        &[],
+        no_checkpoints,
+    )
+    .strict(),
+    Command::new(
         ("create", "create a container"),
         ID,
         &[BUNDLE, CONSOLE, PIDFD, PID_FILE, NO_PIVOT, KEYRING, PRESERVE, ROOTFS],
         create,
     )
-    .launching("create failed", 1),
+    .launching(Prefix::Program("create failed"), 1),
     Command::new(
         ("delete", "remove what a container leaves"),
         ID,
@@ -152,7 +170,7 @@ pub(super) const COMMANDS: &[Command] = &[
         EXEC,
         exec,
     )
-    .launching("exec failed", 255)
+    .launching(Prefix::Words("exec failed"), 255)
     .strict(),
     Command::new(("features", "print what this runtime can do"), ("", 0, 0), &[], features),
     Command::new(
@@ -175,6 +193,13 @@ pub(super) const COMMANDS: &[Command] = &[
         ps,
     )
     .strict(),
+    Command::new(
+        ("restore", "not supported: an error"),
+        ("<container-id>", 0, usize::MAX),
+        &[],
+        no_checkpoints,
+    )
+    .strict(),
     Command::new(("resume", "thaw all processes of a container"), ID, &[], resume),
     Command::new(
         ("run", "create and start a container, wait for it and delete it"),
@@ -194,7 +219,7 @@ pub(super) const COMMANDS: &[Command] = &[
         ],
         run,
     )
-    .launching("run failed", 1),
+    .launching(Prefix::Program("run failed"), 1),
     Command::new(
         ("spec", "write an example config.json"),
         ("", 0, 0),
@@ -252,11 +277,6 @@ fn path(parsed: &Parsed, name: &str) -> Option<PathBuf> {
 }
 
 fn launch_options(parsed: &Parsed) -> Result<operation::create::Options> {
-    if parsed.is_on("no-pivot") {
-        return Err(usage(
-            "--no-pivot is not supported: a root that is not pivoted into can be left",
-        ));
-    }
     Ok(operation::create::Options {
         id: id(parsed)?,
         bundle: path(parsed, "bundle").unwrap_or_else(|| PathBuf::from(".")),
@@ -271,6 +291,11 @@ fn launch_options(parsed: &Parsed) -> Result<operation::create::Options> {
 
 fn presence(parsed: &Parsed) -> Presence {
     if parsed.is_on("detach") { Presence::Detached } else { Presence::Foreground }
+}
+
+/// What is in a memory image was never judged.
+fn no_checkpoints(_: &Globals, _: &Parsed) -> Result<Done> {
+    Err(usage("checkpoint and restore are not supported: no gate judges a memory image"))
 }
 
 fn create(globals: &Globals, parsed: &Parsed) -> Result<Done> {

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use args::{Flag, Order, Parsed, Takes, parse, usage};
-use commands::{Binary, COMMANDS, Command};
+use commands::{Binary, COMMANDS, Command, Prefix};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::log::{Format, Level, Log};
@@ -21,6 +21,9 @@ use crate::state::{CgroupDriver, RootDirectory};
 
 /// Where state lives unless `--root` says otherwise.
 const DEFAULT_ROOT: &str = "/run/hallmark-runtime";
+
+/// What the program is called unless its caller says otherwise.
+const PROGRAM: &str = "hallmark-runtime";
 
 const GLOBAL: [Flag; 8] = [
     Flag { name: "debug", short: "", takes: Takes::Nothing, help: "write steps to the log, too" },
@@ -64,7 +67,12 @@ pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
     match dispatch(args, &mut log) {
         Ok(status) => status,
         Err(failed) => {
-            log.error(&failed.error.to_string());
+            let message = failed.error.to_string();
+            match failed.error.kind() {
+                // stderr is the program's, and its reader may know nothing of us
+                ErrorKind::Program => log.plain_error(&message),
+                _ => log.error(&message),
+            }
             failed.status
         }
     }
@@ -86,28 +94,32 @@ fn dispatch(
     args: impl Iterator<Item = OsString>,
     log: &mut Log,
 ) -> std::result::Result<u8, Failed> {
+    let mut args = args;
+    let program = args.next().map(PathBuf::from).unwrap_or_default();
+    // as it was called: whoever installs us as runc looks for that name
+    let program = program.file_name().and_then(|name| name.to_str()).unwrap_or(PROGRAM);
     let args = texts(args)?;
     let global = parse(&args, &GLOBAL, Order::Strict)?;
     if global.is_on("version") {
-        print(&version())?;
+        print(&version(program))?;
         return Ok(0);
     }
     let Some((name, rest)) = global.words.split_first() else {
-        print(&help())?;
+        print(&help(program))?;
         return Ok(0);
     };
     if name == "help" || name == "h" || global.is_on("help") {
-        print(&help())?;
+        print(&help(program))?;
         return Ok(0);
     }
     let (opened, globals) = globals(&global)?;
     *log = opened;
     let command = COMMANDS.iter().find(|command| command.name == name);
     let command = command.ok_or_else(|| usage(format!("No help topic for '{name}'")))?;
-    if rest.iter().any(|word| matches!(word.as_str(), "--help" | "-h" | "-help"))
-        && command.order == Order::Free
-    {
-        print(&command.help())?;
+    // later words may be another program's
+    let ours = if command.order == Order::Free { rest.len() } else { 1 };
+    if rest.iter().take(ours).any(|word| matches!(word.as_str(), "--help" | "-h" | "-help")) {
+        print(&command.help(program))?;
         return Ok(0);
     }
     let parsed = parse(rest, command.flags, command.order)?;
@@ -118,7 +130,7 @@ fn dispatch(
             print(&done.output)?;
             Ok(done.status)
         }
-        Err(error) => Err(fail(command, error)),
+        Err(error) => Err(fail(command, program, error)),
     }
 }
 
@@ -126,7 +138,7 @@ fn dispatch(
 fn protected(command: &Command, globals: &Globals) -> Result<()> {
     if command.binary == Binary::Protected {
         RootDirectory::open_or_make(&globals.root)?;
-        crate::exe::protect(&globals.root)?;
+        crate::exe::protect(&globals.root, &globals.log)?;
         // executed through a descriptor, it would be called by its number
         rustix::thread::set_name(c"hallmark-rt").context(|| "prctl(PR_SET_NAME)")?;
     }
@@ -134,17 +146,21 @@ fn protected(command: &Command, globals: &Globals) -> Result<()> {
 }
 
 /// A refusal is the whole message; anything else says which command failed, where runc does.
-fn fail(command: &Command, error: Error) -> Failed {
+fn fail(command: &Command, program: &str, error: Error) -> Failed {
     let status = command.failure_status;
     match (error.kind(), command.prefix) {
-        (ErrorKind::Refused, _) | (_, None) => Failed { error, status },
-        (_, Some(prefix)) => Failed { error: error.within(prefix), status },
+        (ErrorKind::Program | ErrorKind::Refused, _) | (_, Prefix::None) => {
+            Failed { error, status }
+        }
+        (_, Prefix::Program(what)) => {
+            Failed { error: error.within(format!("{program} {what}")), status }
+        }
+        (_, Prefix::Words(what)) => Failed { error: error.within(what), status },
     }
 }
 
 fn texts(args: impl Iterator<Item = OsString>) -> Result<Vec<String>> {
-    args.skip(1)
-        .map(|arg| arg.into_string().map_err(|arg| usage(format!("argument {arg:?} is not UTF-8"))))
+    args.map(|arg| arg.into_string().map_err(|arg| usage(format!("argument {arg:?} is not UTF-8"))))
         .collect()
 }
 
@@ -180,18 +196,18 @@ fn print(text: &str) -> Result<()> {
 }
 
 /// Three lines as go-runc parses them.
-fn version() -> String {
+fn version(program: &str) -> String {
     let commit = option_env!("HALLMARK_COMMIT").unwrap_or("unknown");
     format!(
-        "hallmark-runtime version {}\ncommit: {commit}\nspec: {OCI_VERSION}\n",
+        "{program} version {}\ncommit: {commit}\nspec: {OCI_VERSION}\n",
         env!("CARGO_PKG_VERSION")
     )
 }
 
-fn help() -> String {
-    let mut text = String::from(
-        "NAME:\n   hallmark-runtime - run containers of signed images (Open Container Initiative runtime)\n\n\
-         USAGE:\n   hallmark-runtime [global options] command [command options] [arguments...]\n\nCOMMANDS:\n",
+fn help(program: &str) -> String {
+    let mut text = format!(
+        "NAME:\n   {program} - Open Container Initiative runtime for signed images\n\n\
+         USAGE:\n   {program} [global options] command [command options] [arguments...]\n\nCOMMANDS:\n",
     );
     for command in COMMANDS {
         text.push_str(&format!("   {:12} {}\n", command.name, command.summary));
@@ -237,8 +253,17 @@ mod tests {
     }
 
     #[test]
+    fn help_is_there_for_every_command() {
+        for command in COMMANDS {
+            for word in ["-h", "--help"] {
+                assert_eq!(status(&format!("x {} {word}", command.name)), 0, "{}", command.name);
+            }
+        }
+    }
+
+    #[test]
     fn the_version_is_three_lines() {
-        let version = version();
+        let version = version(PROGRAM);
         let lines: Vec<&str> = version.lines().collect();
         assert!(lines[0].starts_with("hallmark-runtime version "));
         assert!(lines[1].starts_with("commit: ") && lines[2] == "spec: 1.3.0");
@@ -247,7 +272,8 @@ mod tests {
     #[test]
     fn every_command_has_help_with_all_its_options() {
         for command in COMMANDS {
-            let help = command.help();
+            let help = command.help(PROGRAM);
+            assert!(help.contains(&format!("{PROGRAM} {}", command.name)), "{help}");
             for flag in command.flags {
                 assert!(help.contains(flag.name), "{} {}", command.name, flag.name);
             }

@@ -1,14 +1,17 @@
-//! Copies of mounts, by descriptor: the sources of bind mounts, opened in the host's namespaces.
+//! Copies of mounts, by descriptor: the sources of bind mounts, opened in the host's namespaces, or in the container
+//! when their turn comes if they are beneath its root.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use hallmark_sys::mount::{self, Change, Extent, Propagation};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
-use super::root::PointKind;
+use super::Init;
+use super::root::{PointKind, Root};
 use crate::error::{Context, Result};
-use crate::spec::{IdMappedMount, IdMaps, MountKind, Plan, RootPropagation};
+use crate::spec::{IdMaps, MountKind, MountPlan, Plan, RootPropagation};
 
 /// A detached copy of what a bind mount shows.
 #[derive(Debug)]
@@ -16,6 +19,41 @@ pub(crate) struct Bind {
     pub(crate) tree: OwnedFd,
     pub(crate) kind: PointKind,
     pub(crate) content: Content,
+}
+
+/// Where a bind mount takes what it shows from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Host(Bind),
+    /// The container, as earlier mounts have made it: see [`Bind::inside`].
+    Container,
+}
+
+/// What [`open_binds`] opens.
+#[derive(Debug)]
+pub(crate) struct Binds {
+    /// For each mount of the plan, what it binds.
+    pub(crate) sources: Vec<Option<Source>>,
+    /// The id maps of those that are taken from the container, in order.
+    pub(crate) later: Vec<Translation>,
+}
+
+/// The id map of a bind mount, in a user namespace that has it.
+#[derive(Debug)]
+pub(crate) struct Translation {
+    namespace: OwnedFd,
+    extent: Extent,
+}
+
+impl Translation {
+    /// Gives `tree`, which is attached nowhere yet, the map; takes the rights of whoever mounted the file system.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn apply(&self, tree: BorrowedFd<'_>) -> Result<()> {
+        let change = Change { id_map: Some(self.namespace.as_fd()), ..Change::default() };
+        Ok(mount::set_attributes(tree, self.extent, &change)?)
+    }
 }
 
 /// What a mount shows, as far as /proc cares.
@@ -36,39 +74,75 @@ pub(crate) fn open_binds(
     plan: &Plan,
     volumes: Vec<Option<OwnedFd>>,
     user_namespace: impl Fn(&IdMaps) -> Result<OwnedFd>,
-) -> Result<Vec<Option<Bind>>> {
-    plan.mounts
-        .iter()
-        .zip(volumes)
-        .map(|(mount, volume)| {
-            let MountKind::Bind(extent) = mount.kind else { return Ok(None) };
-            let source = mount.source.as_deref().unwrap_or_else(|| std::path::Path::new("/"));
-            let what = || {
-                format!(
-                    "error mounting {:?} to rootfs at {:?}",
-                    source.display(),
-                    mount.destination
-                )
-            };
-            let bind = match volume {
-                // nothing was mounted beneath it when it was judged
-                Some(volume) => copy(&volume, Extent::Mount, plan.root_propagation),
-                None => open_bind(source, extent, plan.root_propagation),
+) -> Result<Binds> {
+    let mut binds = Binds { sources: Vec::with_capacity(plan.mounts.len()), later: Vec::new() };
+    for (mount, volume) in plan.mounts.iter().zip(volumes) {
+        let source = match mount.kind {
+            MountKind::Bind(_) => {
+                Some(open_one(mount, volume, plan, &user_namespace, &mut binds.later)?)
             }
-            .context(what)?;
-            if let Some(id_map) = &mount.id_map {
-                translate(&bind, id_map, plan, &user_namespace).context(what)?;
-            }
-            Ok(Some(bind))
-        })
-        .collect()
+            _ => None,
+        };
+        binds.sources.push(source);
+    }
+    Ok(binds)
 }
 
-fn open_bind(
-    source: &std::path::Path,
-    extent: Extent,
-    root: Option<RootPropagation>,
-) -> Result<Bind> {
+fn open_one(
+    mount: &MountPlan,
+    volume: Option<OwnedFd>,
+    plan: &Plan,
+    user_namespace: &impl Fn(&IdMaps) -> Result<OwnedFd>,
+    later: &mut Vec<Translation>,
+) -> Result<Source> {
+    let source = mount.source.as_deref().unwrap_or_else(|| Path::new("/"));
+    let what =
+        || format!("error mounting {:?} to rootfs at {:?}", source.display(), mount.destination);
+    let translation = match &mount.id_map {
+        Some(id_map) => {
+            let maps = if id_map.maps.is_empty() { &plan.namespaces.id_maps } else { &id_map.maps };
+            let namespace = user_namespace(maps).context(what)?;
+            Some(Translation { namespace, extent: id_map.extent })
+        }
+        None => None,
+    };
+    let bind = match volume {
+        // nothing was mounted beneath it when it was judged
+        Some(volume) => copy(&volume, Extent::Mount, plan.root_propagation),
+        None if mount.inside.is_some() => {
+            later.extend(translation);
+            return Ok(Source::Container);
+        }
+        None => open_bind(source, mount.extent(), plan.root_propagation),
+    }
+    .context(what)?;
+    if let Some(translation) = translation {
+        translation.apply(bind.tree.as_fd()).context(what)?;
+    }
+    Ok(Source::Host(bind))
+}
+
+impl Bind {
+    /// What lies at `path` of the container now; the runtime gives it its id map, if it has one.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn inside(
+        mount: &MountPlan,
+        path: &str,
+        root: &Root,
+        init: &Init<'_>,
+    ) -> Result<Self> {
+        let found = root.open(path, OFlags::PATH).context(|| format!("open {path} of the root"))?;
+        let bind = copy(&found, mount.extent(), init.plan.root_propagation)?;
+        if mount.id_map.is_some() {
+            init.common.end.offer_tree(bind.tree.as_fd())?;
+        }
+        Ok(bind)
+    }
+}
+
+fn open_bind(source: &Path, extent: Extent, root: Option<RootPropagation>) -> Result<Bind> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(CWD, source, flags, Mode::empty())
         .context(|| format!("open {}", source.display()))?;
@@ -97,18 +171,6 @@ fn copy(fd: &OwnedFd, extent: Extent, root: Option<RootPropagation>) -> Result<B
         _ => Content::Other,
     };
     Ok(Bind { tree, kind, content })
-}
-
-fn translate(
-    bind: &Bind,
-    id_map: &IdMappedMount,
-    plan: &Plan,
-    user_namespace: &impl Fn(&IdMaps) -> Result<OwnedFd>,
-) -> Result<()> {
-    let maps = if id_map.maps.is_empty() { &plan.namespaces.id_maps } else { &id_map.maps };
-    let namespace = user_namespace(maps)?;
-    let change = Change { id_map: Some(namespace.as_fd()), ..Change::default() };
-    Ok(mount::set_attributes(&bind.tree, id_map.extent, &change)?)
 }
 
 /// A detached copy of the mount that `fd` is in, starting at `fd`.
@@ -156,8 +218,11 @@ mod tests {
         let plan = minimal(|c| c["mounts"] = json!([bind("/a"), bind("/b")])).unwrap();
         let volumes = vec![Some(OwnedFd::from(std::fs::File::open(&judged).unwrap())), None];
         let none = |_: &IdMaps| Err(crate::error::Error::spec("no maps"));
-        let binds = open_binds(&plan, volumes, none).unwrap();
-        let inode = |bind: &Option<Bind>| rustix::fs::fstat(&bind.as_ref().unwrap().tree);
+        let binds = open_binds(&plan, volumes, none).unwrap().sources;
+        let inode = |source: &Option<Source>| match source {
+            Some(Source::Host(bind)) => rustix::fs::fstat(&bind.tree),
+            other => panic!("{other:?}"),
+        };
         let expected = [&judged, &swapped].map(|path| rustix::fs::stat(path).unwrap().st_ino);
         assert_eq!([&binds[0], &binds[1]].map(|bind| inode(bind).unwrap().st_ino), expected);
     }

@@ -4,6 +4,7 @@
 //! error if any step fails: there is no step whose failure is ignored.
 
 mod attach;
+mod bind;
 mod cgroups;
 mod console;
 mod copy_up;
@@ -35,10 +36,12 @@ use crate::seccomp::Filter;
 use crate::spec::{Plan, ProcessPlan, Terminal};
 use crate::state::{Hardening, Status};
 
-pub(crate) use attach::{Bind, open_binds};
+pub(crate) use attach::{Binds, Source, Translation, open_binds};
 pub(crate) use cgroups::{CgroupMounts, View};
 pub(crate) use console::ConsoleSocket;
-pub(crate) use namespaces::{JoinedNamespace, Membership, join_container, open_joined, stage};
+pub(crate) use namespaces::{
+    JoinedNamespace, Membership, join_container, joined_user, open_joined, stage,
+};
 pub(crate) use program::{Go, give_up};
 
 /// What the first process of a new container works from. All descriptors were opened in the host's namespaces.
@@ -47,8 +50,8 @@ pub(crate) struct Init<'a> {
     pub(crate) plan: &'a Plan,
     /// The judged root, detached; `None`: bind `root.path`.
     pub(crate) rootfs: Option<OwnedFd>,
-    /// For each mount of the plan, the tree it binds.
-    pub(crate) binds: Vec<Option<Bind>>,
+    /// For each mount of the plan, what it binds.
+    pub(crate) binds: Vec<Option<Source>>,
     /// What a cgroup mount shows, if there is one.
     pub(crate) cgroups: Option<CgroupMounts>,
     pub(crate) membership: Membership<'a>,

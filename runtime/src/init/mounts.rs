@@ -8,9 +8,9 @@ use rustix::fs::{Dir, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use super::attach::{self, Bind, Content};
+use super::attach::{self, Bind, Content, Source};
 use super::root::{PointKind, Root};
-use super::{Init, cgroups};
+use super::{Init, bind, cgroups};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gate::code;
 use crate::procfs::PROC_SUPER_MAGIC;
@@ -36,8 +36,8 @@ pub(super) fn mount_all(init: &mut Init<'_>, root: &Root) -> Result<Vec<OwnedFd>
     let label = plan.mount_label.as_deref();
     let mut late = Vec::new();
     let binds = std::mem::take(&mut init.binds);
-    for (mount, bind) in plan.mounts.iter().zip(binds) {
-        let made = one(mount, bind, root, init, label).context(|| {
+    for (mount, source) in plan.mounts.iter().zip(binds) {
+        let made = one(mount, source, root, init, label).context(|| {
             let source =
                 mount.source.as_deref().map_or_else(String::new, |s| s.display().to_string());
             format!("error mounting {source:?} to rootfs at {:?}", mount.destination)
@@ -59,13 +59,19 @@ fn is_late(mount: &MountPlan) -> bool {
 
 fn one(
     mount: &MountPlan,
-    bind: Option<Bind>,
+    source: Option<Source>,
     root: &Root,
     init: &Init<'_>,
     label: Option<&str>,
 ) -> Result<Option<OwnedFd>> {
-    let made = match (&mount.kind, bind) {
-        (MountKind::Bind(_), Some(bind)) => bind_one(mount, bind, root)?,
+    let made = match (&mount.kind, source) {
+        (MountKind::Bind(_), Some(Source::Host(bind))) => {
+            bind::attach(mount, bind, root, init.plan)?
+        }
+        (MountKind::Bind(_), Some(Source::Container)) => {
+            let path = mount.inside.as_deref().unwrap_or("/");
+            bind::attach(mount, Bind::inside(mount, path, root, init)?, root, init.plan)?
+        }
         (MountKind::Bind(_), None) => return Err(Error::system("bind mount without a source")),
         (MountKind::Cgroup, _) => {
             let shown = init.cgroups.as_ref();
@@ -123,43 +129,6 @@ fn atime_aware(set: Attributes, clear: Attributes) -> Attributes {
         clear.union(Attributes::ATIME_MODE)
     } else {
         clear
-    }
-}
-
-fn bind_one(mount: &MountPlan, bind: Bind, root: &Root) -> Result<OwnedFd> {
-    let target = root.mount_point(&mount.destination, bind.kind)?;
-    guard(mount, target.as_fd(), bind.content, root)?;
-    set_bind_attributes(mount, bind.tree.as_fd())?;
-    attach::move_to(bind.tree.as_fd(), target.as_fd())?;
-    Ok(bind.tree)
-}
-
-/// As runc: a bind with any option has exactly the options it names, one without keeps those of its source. Where a
-/// user namespace has locked some, those stay, and asking for their opposite is an error.
-fn set_bind_attributes(mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<()> {
-    let set = mount.set.union(mount.access_time.unwrap_or(Attributes::none()));
-    if set.is_empty() && mount.clear.is_empty() && mount.access_time.is_none() {
-        return Ok(());
-    }
-    let atime =
-        if mount.access_time.is_some() { Attributes::ATIME_MODE } else { Attributes::none() };
-    let all = Attributes::READ_ONLY
-        .union(Attributes::NOSUID)
-        .union(Attributes::NODEV)
-        .union(Attributes::NOEXEC)
-        .union(Attributes::NOSYMFOLLOW);
-    let exact = Change {
-        set,
-        clear: all.without(set).union(mount.clear).union(atime),
-        ..Change::default()
-    };
-    match mount::set_attributes(tree, Extent::Mount, &exact) {
-        Err(error) if error.errno() == Some(Errno::PERM) => {
-            let least = Change { set, clear: mount.clear.union(atime), ..Change::default() };
-            mount::set_attributes(tree, Extent::Mount, &least)
-                .context(|| "cannot clear locked flags")
-        }
-        other => Ok(other?),
     }
 }
 

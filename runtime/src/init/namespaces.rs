@@ -63,6 +63,11 @@ pub(crate) fn open_joined(joined: &[Joined]) -> Result<Vec<JoinedNamespace>> {
         .collect()
 }
 
+/// The user namespace among them, if there is one.
+pub(crate) fn joined_user(joined: &[JoinedNamespace]) -> Option<BorrowedFd<'_>> {
+    joined.iter().find(|joined| joined.kind == Kind::User).map(|joined| joined.fd.as_fd())
+}
+
 impl JoinedNamespace {
     pub(crate) fn kind(&self) -> Kind {
         self.kind

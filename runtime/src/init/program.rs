@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::Common;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::handshake::{self, FromInit, ToInit};
 use crate::spec::ProcessPlan;
 
@@ -153,6 +153,8 @@ pub(super) fn wait_for_go(common: &Common<'_>) -> Result<Report> {
             Ok(Report::Runtime(end))
         }
         Go::Connection(listener) => {
+            // as the first process of a PID namespace it would not hear them
+            process::end_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM])?;
             let accepted = rustix::io::retry_on_intr(|| {
                 rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
             });
@@ -170,9 +172,10 @@ pub(super) fn exec(program: &Program, report: &Report) -> ! {
         (Ok(env), Ok(())) => {
             let failed = process::exec(&program.path, &program.args, &env);
             match failed.errno() {
-                Some(errno) => {
-                    Error::from(errno).within(format!("exec {}", program.path.to_string_lossy()))
-                }
+                Some(errno) => Error::new(
+                    ErrorKind::Program,
+                    format!("exec {}: {}", program.path.to_string_lossy(), Error::from(errno)),
+                ),
                 None => failed.into(),
             }
         }

@@ -10,17 +10,15 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
 use super::{Init, attach, devices, root::Root};
 use crate::error::{Context, Error, Result};
-use crate::spec::{Plan, ProcessPlan, RootPropagation};
+use crate::spec::{Kind, Plan, ProcessPlan, RootPropagation};
 
 /// The container's view of the host's mounts, and the root attached in it at `root.path`.
 pub(super) fn attach(init: &mut Init<'_>) -> Result<Root> {
     let plan = init.plan;
     let path = &plan.rootfs;
-    let everything = plan
-        .root_propagation
-        .unwrap_or(RootPropagation { kind: Propagation::Slave, extent: Extent::Tree });
-    change("/", everything).context(|| "error preparing rootfs")?;
-    separate(path, everything.kind)?;
+    if plan.namespaces.makes(Kind::Mount) {
+        keep_from_the_host(plan)?;
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let at = rustix::fs::openat(CWD, path, flags, Mode::empty())
         .context(|| format!("open rootfs {}", path.display()))?;
@@ -33,6 +31,15 @@ pub(super) fn attach(init: &mut Init<'_>) -> Result<Root> {
     // modes are given as they are meant
     rustix::process::umask(Mode::empty());
     Ok(Root::new(tree))
+}
+
+/// Nothing that is mounted in the new namespace shows on the host.
+fn keep_from_the_host(plan: &Plan) -> Result<()> {
+    let everything = plan
+        .root_propagation
+        .unwrap_or(RootPropagation { kind: Propagation::Slave, extent: Extent::Tree });
+    change("/", everything).context(|| "error preparing rootfs")?;
+    separate(&plan.rootfs, everything.kind)
 }
 
 fn change(path: &str, to: RootPropagation) -> Result<()> {
@@ -70,7 +77,14 @@ fn separate(path: &Path, kind: Propagation) -> Result<()> {
 }
 
 /// Makes the root `/` and lets go of the host's.
+///
+/// In the host's own mount namespace the host's root cannot be let go of: there it is only left.
 pub(super) fn pivot(plan: &Plan, root: &Root) -> Result<()> {
+    if !plan.namespaces.makes(Kind::Mount) {
+        root.enter()?;
+        rustix::process::chroot(".").context(|| "chroot(rootfs)")?;
+        return rustix::process::chdir("/").context(|| "chdir(/)");
+    }
     enter(root.as_fd()).context(|| "error jailing process inside rootfs")?;
     let Some(propagation) = plan.root_propagation else { return Ok(()) };
     // private and slave are what it is already

@@ -26,8 +26,8 @@ use crate::error::{Context, Error, Result};
 use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
 use crate::hooks;
 use crate::init::{
-    self, Bind, CgroupMounts, Common, ConsoleSocket, Go, Init, JoinedNamespace, Keyring,
-    Membership, View,
+    self, Binds, CgroupMounts, Common, ConsoleSocket, Go, Init, JoinedNamespace, Keyring,
+    Membership, Source, Translation, View,
 };
 use crate::log::Log;
 use crate::procfs::Procfs;
@@ -99,7 +99,8 @@ struct Prepared {
     procfs: Procfs,
     judged: Judged,
     joined: Vec<JoinedNamespace>,
-    binds: Vec<Option<Bind>>,
+    binds: Vec<Option<Source>>,
+    translations: Vec<Translation>,
     filter: Option<Filter>,
 }
 
@@ -142,13 +143,16 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
     let state = document(&record, Status::Creating, 0);
     let init = opened.into_init(plan, (shown, request.keyring), state, common);
     let (process, end) = make_process(init, end, &mut undo)?;
+    log.container_setup(process.pid);
     identify(&mut record, plan, process.pid)?;
     send_pidfd(request.pidfd.take(), &process, "standard")?;
     settings.before(process.pid, &prepared.procfs, &end)?;
+    settle::translate(&prepared.translations, &process, &end)?;
     run_runtime_hooks(plan, &record, undo.directory()?, &end)?;
     let state = document(&record, Status::Creating, record.pid);
     let agent = Supervisor::of(plan.seccomp.as_ref(), &process, state)?;
     end.expect_beside(&FromInit::Ready, agent.as_ref())?;
+    log.in_init(process.pid);
     settings.limits(process.pid)?;
     undo.directory()?.write_state(&record.text()?)?;
     if let Some(path) = &request.pid_file {
@@ -163,7 +167,7 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
 struct Opened {
     rootfs: Option<OwnedFd>,
     joined: Vec<JoinedNamespace>,
-    binds: Vec<Option<Bind>>,
+    binds: Vec<Option<Source>>,
 }
 
 impl Prepared {
@@ -215,12 +219,19 @@ fn prepare(request: &Request, plan: &mut Plan, log: &Log) -> Result<Prepared> {
     let joined = init::open_joined(&plan.namespaces.joined)?;
     own::require_own(plan, &joined, &procfs)?;
     let volumes = std::mem::take(&mut judged.volumes);
-    let binds = init::open_binds(plan, volumes, |maps| settle::user_namespace(maps, &procfs))?;
+    let Binds { sources: binds, later: translations } =
+        init::open_binds(plan, volumes, |maps| match init::joined_user(&joined) {
+            // the container's own maps are those of the namespace it joins
+            Some(namespace) if maps.is_empty() => {
+                namespace.try_clone_to_owned().context(|| "dup a user namespace")
+            }
+            _ => settle::user_namespace(maps, &procfs),
+        })?;
     let filter = plan.seccomp.as_ref().map(compile).transpose()?;
     if let Some(filter) = &filter {
         log.debug(&format!("seccomp filter flags: {}", filter.bits()));
     }
-    Ok(Prepared { procfs, judged, joined, binds, filter })
+    Ok(Prepared { procfs, judged, joined, binds, translations, filter })
 }
 
 /// Compiles a profile; one that needs a supervisor must say where it is.

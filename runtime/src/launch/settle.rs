@@ -1,15 +1,16 @@
 //! What only the runtime, with the host's rights, can set for a process of the container.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
-use rustix::process::{Pid, Rlimit, Signal, WaitOptions};
+use rustix::process::{Pid, PidfdGetfdFlags, Rlimit, Signal, WaitOptions, pidfd_getfd};
 
 use crate::error::{Context, Error, Result};
-use crate::handshake::{FromInit, RuntimeEnd, ToInit};
-use crate::init::Limits;
+use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
+use crate::init::{Limits, Translation};
 use crate::procfs::Procfs;
 use crate::spec::{IdMaps, Kind, NamespacePlan, ProcessPlan};
+use crate::state::LiveProcess;
 
 /// Of which process and namespaces.
 #[derive(Debug)]
@@ -75,6 +76,28 @@ fn write_maps(pid: Pid, maps: &IdMaps, procfs: &Procfs) -> Result<()> {
     let pid = pid.as_raw_nonzero();
     procfs.write(&format!("{pid}/uid_map"), &IdMaps::text(&maps.uid))?;
     procfs.write(&format!("{pid}/gid_map"), &IdMaps::text(&maps.gid))
+}
+
+/// Gives binds of what the container itself has mounted their id maps, to which it has no right.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn translate(
+    translations: &[Translation],
+    process: &LiveProcess,
+    end: &RuntimeEnd,
+) -> Result<()> {
+    for translation in translations {
+        let number = match end.receive()? {
+            Some(FromInit::Tree(number)) => number,
+            other => return Err(handshake::unexpected(other, "Tree")),
+        };
+        let tree = pidfd_getfd(&process.pidfd, number, PidfdGetfdFlags::empty())
+            .context(|| "pidfd_getfd(mount)")?;
+        translation.apply(tree.as_fd())?;
+        end.send(ToInit::Translated)?;
+    }
+    Ok(())
 }
 
 /// A user namespace with `maps` and nobody in it, for an id-mapped mount.

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use serde_json::json;
 
 use super::Globals;
 use crate::cgroup::{Cgroup, OomNotifier};
@@ -46,11 +45,10 @@ fn follow(
     let mut next = Instant::now() + interval;
     loop {
         let ready = wait(process, &oom, next.saturating_duration_since(Instant::now()))?;
-        if ready.ended {
-            return Ok(());
-        }
-        if ready.oom && oom.happened()? {
-            tell(&json!({"type": "oom", "id": id.as_str()}).to_string())?;
+        match ready {
+            Ready::Ended => return Ok(()),
+            Ready::Memory if oom.happened()? => tell(&oom_line(id))?,
+            Ready::Memory | Ready::Nothing => {}
         }
         if Instant::now() >= next {
             tell_stats(cgroup, id)?;
@@ -59,9 +57,11 @@ fn follow(
     }
 }
 
-struct Ready {
-    ended: bool,
-    oom: bool,
+/// What there is to tell; the end before all else.
+enum Ready {
+    Ended,
+    Memory,
+    Nothing,
 }
 
 fn wait(process: &LiveProcess, oom: &OomNotifier, patience: Duration) -> Result<Ready> {
@@ -72,10 +72,18 @@ fn wait(process: &LiveProcess, oom: &OomNotifier, patience: Duration) -> Result<
     let polling = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, patience.as_ref()));
     polling.context(|| "poll")?;
     let [ended, oom] = polled.map(|fd| !fd.revents().is_empty());
-    Ok(Ready { ended, oom })
+    Ok(match (ended, oom) {
+        (true, _) => Ready::Ended,
+        (false, true) => Ready::Memory,
+        (false, false) => Ready::Nothing,
+    })
 }
 
-/// runc's order of keys, which its readers look for as text.
+/// runc's order of keys, which its readers look for as text; an id needs no escaping.
+fn oom_line(id: &ContainerId) -> String {
+    format!("{{\"type\":\"oom\",\"id\":\"{}\"}}", id.as_str())
+}
+
 fn tell_stats(cgroup: &Cgroup, id: &ContainerId) -> Result<()> {
     let data = serde_json::to_string(&cgroup.stats()?)?;
     tell(&format!("{{\"type\":\"stats\",\"id\":\"{}\",\"data\":{data}}}", id.as_str()))
@@ -123,6 +131,12 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_keys_are_in_runcs_order() {
+        let id = ContainerId::parse("c1").unwrap();
+        assert_eq!(oom_line(&id), r#"{"type":"oom","id":"c1"}"#);
+    }
 
     #[test]
     fn durations_are_gos() {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
+use rustix::thread::CpuSet;
 use serde_json::Value;
 
 use super::run::{console_pair, receive_master};
@@ -84,12 +85,14 @@ pub(crate) fn exec(globals: &Globals, options: Options) -> Result<u8> {
     }
     let job = Job { held: &held, first: &first, plan: &plan, process: &process };
     let (child, end) = add(&job, &options, console)?;
+    log_setup(globals, &process, &child);
     let state = document(&held.record, Status::Running, held.record.pid);
     let agent = Supervisor::of(plan.seccomp.as_ref(), &child, state)?;
     let settled = settle(&job, &options, &child, (&end, agent.as_ref()));
     let master = settled.and_then(|()| receive_master(ours));
-    globals.log.debug(&format!("{}: exec: pid {}", options.id, child.pid.as_raw_nonzero()));
     let ran = master.and_then(|master| {
+        globals.log.in_init(child.pid);
+        globals.log.debug("setns_init: about to exec");
         end.send(ToInit::Go)?;
         end.until_exec(agent.as_ref()).map(|()| master)
     });
@@ -102,6 +105,18 @@ pub(crate) fn exec(globals: &Globals, options: Options) -> Result<u8> {
             foreground::reap(&child).ok();
             Err(error)
         }
+    }
+}
+
+/// As runc's debug log: the step, and the processors that the process starts on if that was asked for.
+fn log_setup(globals: &Globals, process: &ProcessPlan, child: &LiveProcess) {
+    globals.log.container_setup(child.pid);
+    if let Some(cpus) = &process.initial_affinity {
+        let mask = (0..CpuSet::MAX_CPU.min(64))
+            .filter(|cpu| cpus.is_set(*cpu))
+            .fold(0_u64, |mask, cpu| mask | 1 << cpu);
+        let pid = child.pid.as_raw_nonzero();
+        globals.log.debug(&format!("nsexec[{pid}]: affinity: {mask:#x}"));
     }
 }
 

@@ -46,6 +46,7 @@ pub(crate) fn run(
     if let Err(error) = launched.go() {
         return Err(abandon(launched, error));
     }
+    globals.log.debug("init: closing the pipe to signal completion: the program runs");
     let Launched { directory, record, process, cgroup, .. } = launched;
     drop(cgroup);
     let held = Held { directory, record };

@@ -29,7 +29,7 @@ pub use capability::Capabilities;
 pub(crate) use capability::{names as capability_names, parse as parse_capability};
 pub(crate) use device::{Device, DeviceNode};
 pub(crate) use hook::{Hook, Hooks};
-pub(crate) use mount::{CopyUp, Covers, IdMappedMount, MountKind, MountPlan, OPTION_NAMES};
+pub(crate) use mount::{CopyUp, Covers, MountKind, MountPlan, OPTION_NAMES};
 pub(crate) use namespace::{IdMaps, Joined, Kind, NamespacePlan};
 pub(crate) use process::{ProcessPlan, Terminal, User};
 pub(crate) use system::{MemoryPolicy, RootPropagation, Sysctl};
@@ -137,11 +137,12 @@ impl Plan {
         let linux = linux.ok_or_else(|| Error::spec("linux property must not be empty"))?;
         let namespaces = NamespacePlan::parse(linux)?;
         system::unsupported(linux)?;
+        let rootfs = bundle.join(root.path());
+        let places = mount::Places { bundle, root: &rootfs };
         let plan = Self {
             oci_version: spec.version().clone(),
-            rootfs: bundle.join(root.path()),
             read_only_root: root.readonly().unwrap_or(false),
-            mounts: mount::parse_all(spec.mounts().as_deref().unwrap_or_default(), bundle)?,
+            mounts: mount::parse_all(spec.mounts().as_deref().unwrap_or_default(), places)?,
             process: ProcessPlan::parse(process, taken.capabilities)?,
             hostname: namespace::host_name(spec.hostname(), "hostname", &namespaces)?,
             domainname: namespace::host_name(spec.domainname(), "domainname", &namespaces)?,
@@ -162,6 +163,7 @@ impl Plan {
             config: taken.config,
             bundle: bundle.to_path_buf(),
             namespaces,
+            rootfs,
         };
         plan.namespaces.require_mount_namespace()?;
         Ok(plan)

@@ -26,6 +26,8 @@ pub(crate) struct MountPlan {
     pub(crate) destination: String,
     /// As the configuration writes it; for a bind: absolute.
     pub(crate) source: Option<PathBuf>,
+    /// Where the source is in the container, for a bind of something beneath the root itself.
+    pub(crate) inside: Option<String>,
     pub(crate) kind: MountKind,
     /// Attributes the mount gets.
     pub(crate) set: Attributes,
@@ -52,6 +54,16 @@ pub(crate) enum Covers {
     Anything,
     /// Data of the image, not its code: the gate found nobody who vouches for what is mounted.
     Data,
+}
+
+impl MountPlan {
+    /// How much of its source a bind shows; anything else is one mount.
+    pub(crate) fn extent(&self) -> Extent {
+        match self.kind {
+            MountKind::Bind(extent) => extent,
+            _ => Extent::Mount,
+        }
+    }
 }
 
 /// How the mount comes about.
@@ -114,6 +126,7 @@ enum Meaning {
     ClearSuperblock(SuperblockFlag),
     CopyUp,
     IdMap(Extent),
+    NoAccessTime(Attributes),
     Nothing,
     Propagation(Propagation, Extent),
     Set(Attributes),
@@ -131,7 +144,7 @@ const OPTIONS: [(&str, Meaning); 66] = {
     use SuperblockFlag as S;
     [
         ("async", M::ClearSuperblock(S::Sync)),
-        ("atime", M::AccessTime(A::none())),
+        ("atime", M::NoAccessTime(A::NOATIME)),
         ("bind", M::Bind(Mount)),
         ("defaults", M::Nothing),
         ("dev", M::Clear(A::NODEV)),
@@ -150,8 +163,8 @@ const OPTIONS: [(&str, Meaning); 66] = {
         ("noiversion", M::Nothing),
         ("nolazytime", M::ClearSuperblock(S::Lazytime)),
         ("nomand", M::ClearSuperblock(S::Mand)),
-        ("norelatime", M::Nothing),
-        ("nostrictatime", M::AccessTime(A::none())),
+        ("norelatime", M::NoAccessTime(A::none())),
+        ("nostrictatime", M::NoAccessTime(A::STRICTATIME)),
         ("nosuid", M::Set(A::NOSUID)),
         ("nosymfollow", M::Set(A::NOSYMFOLLOW)),
         ("private", M::Propagation(P::Private, Mount)),
@@ -206,28 +219,47 @@ pub(crate) const OPTION_NAMES: fn() -> Vec<&'static str> = || {
     OPTIONS.iter().map(|(name, _)| *name).filter(|name| !foreign.contains(name)).collect()
 };
 
-/// A relative source of a bind mount starts at `bundle`.
-pub(super) fn parse_all(mounts: &[oci::Mount], bundle: &Path) -> Result<Vec<MountPlan>> {
+/// Where paths of the configuration start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places<'a> {
+    /// Relative sources of bind mounts.
+    pub(super) bundle: &'a Path,
+    /// `root.path`, absolute: sources and destinations that begin with it are the container's, as in runc.
+    pub(super) root: &'a Path,
+}
+
+impl Places<'_> {
+    /// `path` as the container sees it, if it lies beneath the root by name.
+    fn inside(&self, path: &str) -> Option<String> {
+        let rest = path.strip_prefix(&clean(self.root.to_str()?))?;
+        (rest.is_empty() || rest.starts_with('/')).then(|| clean(rest))
+    }
+}
+
+/// Every mount of the configuration, in its order.
+pub(super) fn parse_all(mounts: &[oci::Mount], places: Places<'_>) -> Result<Vec<MountPlan>> {
     mounts
         .iter()
         .map(|mount| {
-            parse(mount, bundle).map_err(|error| {
+            parse(mount, places).map_err(|error| {
                 error.within(format!("invalid mount {}", mount.destination().display()))
             })
         })
         .collect()
 }
 
-fn parse(mount: &oci::Mount, bundle: &Path) -> Result<MountPlan> {
+fn parse(mount: &oci::Mount, places: Places<'_>) -> Result<MountPlan> {
     let destination = mount.destination().to_str();
     let destination = clean(destination.ok_or_else(|| Error::spec("destination is not UTF-8"))?);
     no_nul(&destination, "destination")?;
+    let destination = places.inside(&destination).unwrap_or(destination);
     if destination == "/" {
         return Err(Error::spec("mountpoint is on the top of rootfs"));
     }
     let mut plan = MountPlan {
         destination,
         source: mount.source().clone(),
+        inside: None,
         kind: MountKind::Other(String::new()),
         set: Attributes::none(),
         clear: Attributes::none(),
@@ -249,7 +281,9 @@ fn parse(mount: &oci::Mount, bundle: &Path) -> Result<MountPlan> {
     if let MountKind::Bind(_) = plan.kind {
         let source = plan.source.as_ref().filter(|source| !source.as_os_str().is_empty());
         let source = source.ok_or_else(|| Error::spec("a bind mount needs a source"))?;
-        plan.source = Some(bundle.join(source));
+        let source = places.bundle.join(source);
+        plan.inside = source.to_str().and_then(|source| places.inside(&clean(source)));
+        plan.source = Some(source);
     }
     id_map(&mut plan, mount)?;
     Ok(plan)
@@ -285,6 +319,10 @@ fn option_word(plan: &mut MountPlan, seen: &mut Seen, option: &str) {
         Meaning::CopyUp => seen.copy_up = CopyUp::Yes,
         Meaning::IdMap(extent) => {
             plan.id_map = Some(IdMappedMount { maps: IdMaps::default(), extent });
+        }
+        // takes back what was asked for; what the source has stays
+        Meaning::NoAccessTime(mode) => {
+            plan.access_time = plan.access_time.filter(|asked| *asked != mode);
         }
         Meaning::Nothing => {}
         Meaning::Propagation(propagation, extent) => plan.propagation.push((propagation, extent)),
@@ -375,6 +413,19 @@ mod tests {
         assert_eq!(plan.unwrap().kind, MountKind::Bind(Extent::Tree));
         let plan = one(json!({"destination": "/d", "type": "bind", "source": "s"})).unwrap();
         assert_eq!(plan.source.as_deref(), Some(Path::new("/bundle/s")));
+    }
+
+    #[test]
+    fn what_begins_with_the_root_is_the_containers() {
+        let bind = |source: &str, destination: &str| {
+            one(json!({"destination": destination, "type": "bind", "source": source})).unwrap()
+        };
+        let plan = bind("/bundle/rootfs/mnt/x", "/bundle/rootfs/mnt/y");
+        assert_eq!((plan.inside.as_deref(), &*plan.destination), (Some("/mnt/x"), "/mnt/y"));
+        assert_eq!(bind("rootfs", "/r").inside.as_deref(), Some("/"));
+        for outside in ["/bundle/rootfs2/x", "/bundle", "/bundle/rootfs/../x"] {
+            assert_eq!(bind(outside, "/r").inside, None, "{outside}");
+        }
     }
 
     #[test]
