@@ -90,6 +90,16 @@ impl Dir {
         }
     }
 
+    /// Opens the control group above; not to be called on a hierarchy's root.
+    pub(super) fn above(&self) -> Result<Self, Error> {
+        let resolve =
+            ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let fd = rustix::fs::openat2(&self.fd, "..", DIRECTORY, Mode::empty(), resolve)
+            .map_err(|source| self.call("openat2", "..", source))?;
+        let path = self.path.rsplit_once('/').map_or("", |(above, _)| above);
+        Ok(Self { fd, path: path.to_owned() })
+    }
+
     /// Makes the child `name` (0755) if it is not there, and opens it.
     pub(super) fn make_child(&self, name: &str) -> Result<(Self, Made), Error> {
         let made = match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755)) {

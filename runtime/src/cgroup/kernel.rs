@@ -579,3 +579,25 @@ fn a_limit_without_its_controller_is_an_error() {
     }
     assert!(nothing.apply(&Resources::default()).is_err(), "no devices controller, no container");
 }
+
+/// A container that may make control groups may make many: more than there are descriptors, deeper than a stack.
+#[test]
+fn groups_nested_deep_and_wide_are_removed() {
+    if !root() {
+        return;
+    }
+    let cgroup = create("nested");
+    let top = cgroup.groups[0].dir.again().unwrap();
+    let mut here = top.again().unwrap();
+    for _ in 0..1500 {
+        here = here.make_child("n").unwrap().0;
+    }
+    for number in 0..1500 {
+        let (wide, _) = top.make_child(&format!("w{number}")).unwrap();
+        wide.make_child("n").unwrap();
+    }
+    drop((here, top));
+    assert_eq!(pids(&cgroup), [0; 0]);
+    cgroup.delete().unwrap();
+    assert_eq!(there(&cgroup), 0);
+}

@@ -1,6 +1,6 @@
 //! The processes of a container: listed, killed, and the end of its control groups.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -99,22 +99,40 @@ fn send(pid: Pid, signal: Signal) -> Result<(), Error> {
 }
 
 /// All processes of `dir` and below; control groups that vanish meanwhile had none left.
+///
+/// One descriptor at a time, and no recursion: a container may nest its own as deep and as wide as it likes.
 fn pids_below(dir: &Dir) -> Result<Vec<Pid>, Error> {
     let mut pids = Vec::new();
-    let mut left = vec![dir.again()?];
-    while let Some(dir) = left.pop() {
-        match pids_of(&dir).and_then(|found| Ok((found, dir.children()?))) {
+    let mut here = dir.again()?;
+    let mut siblings: Vec<Vec<OsString>> = Vec::new();
+    loop {
+        siblings.push(match pids_of(&here).and_then(|found| Ok((found, here.children()?))) {
             Ok((found, children)) => {
                 pids.extend(found);
-                for name in children {
-                    left.extend(dir.child(&name)?);
+                children
+            }
+            Err(error) if gone(&error) => Vec::new(),
+            Err(error) => return Err(error),
+        });
+        loop {
+            let Some(names) = siblings.last_mut() else { return Ok(pids) };
+            match names.pop() {
+                Some(name) => {
+                    if let Some(child) = here.child(&name)? {
+                        here = child;
+                        break;
+                    }
+                }
+                None => {
+                    siblings.pop();
+                    if siblings.is_empty() {
+                        return Ok(pids);
+                    }
+                    here = here.above()?;
                 }
             }
-            Err(error) if gone(&error) => {}
-            Err(error) => return Err(error),
         }
     }
-    Ok(pids)
 }
 
 fn pids_of(dir: &Dir) -> Result<Vec<Pid>, Error> {
@@ -168,19 +186,38 @@ pub(super) fn remove_tree(parent: &Dir, name: &str, patience: Patience) -> Resul
     }
 }
 
-/// One attempt, innermost first; usually a single rmdir.
+/// One attempt, innermost first; usually a single rmdir. As [`pids_below`], with one descriptor and no recursion.
 fn try_remove(parent: &Dir, name: &OsStr) -> Result<(), Error> {
-    let busy = match parent.remove_child(name) {
-        Err(error) if error.errno() == Some(Errno::BUSY) => error,
-        other => return other,
-    };
-    let Some(dir) = parent.child(name)? else { return Ok(()) };
-    let children = dir.children()?;
-    if children.is_empty() {
-        return Err(busy);
+    let mut here = parent.again()?;
+    let mut path = vec![name.to_owned()];
+    while let Some(name) = path.last() {
+        let busy = match here.remove_child(name) {
+            Ok(()) => {
+                path.pop();
+                if !path.is_empty() {
+                    here = here.above()?;
+                }
+                continue;
+            }
+            Err(error) if error.errno() == Some(Errno::BUSY) => error,
+            Err(error) => return Err(error),
+        };
+        let Some(dir) = here.child(name)? else { continue };
+        let children = dir.children()?;
+        if children.is_empty() {
+            return Err(busy);
+        }
+        let mut full = None;
+        for child in children {
+            match dir.remove_child(&child) {
+                Err(error) if error.errno() == Some(Errno::BUSY) => full = Some(child),
+                other => other?,
+            }
+        }
+        if let Some(child) = full {
+            path.push(child);
+            here = dir;
+        }
     }
-    for child in children {
-        try_remove(&dir, &child)?;
-    }
-    parent.remove_child(name)
+    Ok(())
 }
