@@ -56,14 +56,27 @@ pub(crate) fn delete(globals: &Globals, id: &ContainerId, force: Force) -> Resul
     }
 }
 
-/// A directory without a state file is what an interrupted `create` leaves, and perhaps control groups.
+/// A directory without a state file is what an interrupted `create` leaves, and perhaps control groups. One that still
+/// goes on holds its lock.
 fn remove_incomplete(globals: &Globals, id: &ContainerId) -> Result<()> {
     let Some(root) = RootDirectory::open(&globals.root)? else { return Ok(()) };
+    let gone = |error: Error| match error.kind() {
+        ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    };
     let directory = match root.container(id) {
         Ok(directory) => directory,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
+        Err(error) => return gone(error),
     };
+    if let Err(error) = directory.lock() {
+        return gone(error);
+    }
+    match directory.read_state() {
+        Ok(_) => {
+            return Err(Error::new(ErrorKind::State, format!("container {id} was being created")));
+        }
+        Err(error) => gone(error)?,
+    }
     match directory.read_cgroups_path() {
         Ok(path) => {
             let path = CgroupPath::parse(path.as_deref(), id.as_str())?;
@@ -72,8 +85,7 @@ fn remove_incomplete(globals: &Globals, id: &ContainerId) -> Result<()> {
                 globals.log.warning(&error.to_string());
             }
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Err(error) => gone(error)?,
     }
     directory.remove()
 }
@@ -125,4 +137,37 @@ pub(super) fn destroy(globals: &Globals, held: Held) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_being_created_is_not_taken_for_a_leftover() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = ContainerId::parse("c1").unwrap();
+        let globals = Globals {
+            root: dir.path().join("state"),
+            root_is: crate::operation::RootIs::AskedFor,
+            driver: crate::state::CgroupDriver::Cgroupfs,
+            log: crate::log::Log::default(),
+        };
+        let root = RootDirectory::open_or_make(&globals.root).unwrap();
+        let creating = root.make(&id).unwrap();
+        creating.lock().unwrap();
+        std::thread::scope(|threads| {
+            let removal = threads.spawn(|| remove_incomplete(&globals, &id));
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert!(!removal.is_finished());
+            creating.write_state("{}").unwrap();
+            creating.unlock().unwrap();
+            assert_eq!(removal.join().unwrap().unwrap_err().kind(), ErrorKind::State);
+        });
+        assert_eq!(creating.read_state().unwrap(), "{}");
+        remove_incomplete(&globals, &ContainerId::parse("none").unwrap()).unwrap();
+        root.make(&ContainerId::parse("c2").unwrap()).unwrap();
+        remove_incomplete(&globals, &ContainerId::parse("c2").unwrap()).unwrap();
+        assert_eq!(root.ids().unwrap(), [id]);
+    }
 }
