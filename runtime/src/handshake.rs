@@ -184,8 +184,9 @@ pub(crate) fn unexpected(message: Option<FromInit>, expected: &str) -> Error {
         // the program's own failure is told as a shell would
         Some(FromInit::Failed(ErrorKind::Program, text)) => Error::new(ErrorKind::Program, text),
         // runc's words, which its callers show
-        Some(FromInit::Failed(kind, text)) => Error::new(kind, text)
-            .within("unable to start container process: error during container init"),
+        Some(FromInit::Failed(kind, text)) => {
+            Error::new(kind, text).within("unable to start container process")
+        }
         Some(other) => {
             Error::system(format!("first process: found message {other:?}, expected {expected}"))
         }

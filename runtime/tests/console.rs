@@ -63,15 +63,7 @@ fn the_other_end_is_sent_over_the_socket() {
     );
     let path = bundle.path("console.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let dir = bundle.path("");
-    let output = bundle.quiet(&[
-        "create",
-        "--bundle",
-        dir.to_str().unwrap(),
-        "--console-socket",
-        path.to_str().unwrap(),
-        "ID",
-    ]);
+    let output = bundle.create_with(&["--console-socket", path.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(&output));
     let master = receive(&listener.accept().unwrap().0);
     assert!(bundle.runtime(&["start", "ID"]).status.success());
@@ -84,8 +76,7 @@ fn exec_has_a_terminal_of_its_own() {
         return;
     }
     let bundle = Bundle::new(&["sleep", "100"]);
-    assert!(bundle.create().status.success());
-    assert!(bundle.runtime(&["start", "ID"]).status.success());
+    bundle.start();
     let path = bundle.path("console.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let output = bundle.quiet(&[
@@ -186,15 +177,6 @@ fn a_terminal_needs_somebody_at_its_other_end() {
     );
     bundle.assert_nothing_left();
     let bundle = Bundle::new(&["true"]);
-    bundle.write();
-    let dir = bundle.path("");
-    let output = bundle.quiet(&[
-        "create",
-        "--bundle",
-        dir.to_str().unwrap(),
-        "--console-socket",
-        "/no/such",
-        "ID",
-    ]);
+    let output = bundle.create_with(&["--console-socket", "/no/such"]);
     assert!(text(&output).contains("cannot use console socket"), "{}", text(&output));
 }

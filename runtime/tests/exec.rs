@@ -67,7 +67,7 @@ fn status_user_environment_and_directory() {
     assert_eq!(missing.status.code(), Some(255));
     assert_eq!(
         bundle.last_error(),
-        "exec failed: exec: \"nosuch\": executable file not found in $PATH"
+        "exec failed: unable to start container process: exec: \"nosuch\": executable file not found in $PATH"
     );
     let name = bundle.runtime(&["exec", "--user", "root", "ID", "true"]);
     assert!(text(&name).contains("bad uid"), "{}", text(&name));

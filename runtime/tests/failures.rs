@@ -20,7 +20,9 @@ fn bad_configurations_leave_nothing_and_the_next_good_one_works() {
         ("without a private UTS namespace", |c| {
             c["linux"]["namespaces"] = json!([{"type": "mount"}])
         }),
-        ("expected a new mount namespace", |c| c["linux"]["namespaces"] = json!([{"type": "uts"}])),
+        ("found a mount namespace joined by path", |c| {
+            c["linux"]["namespaces"] = json!([{"type": "mount", "path": "/proc/self/ns/mnt"}])
+        }),
         ("not in a separate kernel namespace", |c| {
             c["linux"]["sysctl"] = json!({"kernel.panic": "1"})
         }),

@@ -331,8 +331,7 @@ fn namespaces_are_joined_by_path_and_their_type_is_checked() {
     }
     let mut host = Bundle::new(&["sleep", "100"]);
     host.config["hostname"] = json!("first");
-    assert!(host.create().status.success());
-    assert!(host.runtime(&["start", "ID"]).status.success());
+    host.start();
     let pid = host.state()["pid"].to_string();
     let join = |bundle: &mut Bundle, kind: &str, file: &str| {
         let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();

@@ -31,20 +31,10 @@ fn a_container_is_created_started_and_deleted() {
     if skipped() {
         return;
     }
-    let bundle = Bundle::new(&["sh", "-c", "echo started >/mark; exec sleep 100"]);
-    let mut bundle = bundle;
+    let mut bundle = Bundle::new(&["sh", "-c", "echo started >/mark; exec sleep 100"]);
     bundle.config["root"]["readonly"] = json!(false);
-    let pid_file = bundle.path("init.pid");
-    bundle.write();
-    let dir = bundle.path("");
-    let output = bundle.quiet(&[
-        "create",
-        "--bundle",
-        dir.to_str().unwrap(),
-        "--pid-file",
-        pid_file.to_str().unwrap(),
-        "ID",
-    ]);
+    let (dir, pid_file) = (bundle.path(""), bundle.path("init.pid"));
+    let output = bundle.create_with(&["--pid-file", pid_file.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(&output));
     let state = bundle.state();
     assert_eq!(state["status"], "created");
@@ -86,11 +76,44 @@ fn delete_ends_what_is_created_and_force_what_runs() {
     let delete = bundle.runtime(&["delete", "ID"]);
     assert!(delete.status.success(), "{}", text(&delete));
     bundle.assert_nothing_left();
-    assert!(bundle.create().status.success());
-    assert!(bundle.runtime(&["start", "ID"]).status.success());
+    bundle.start();
     let delete = bundle.runtime(&["delete", "--force", "ID"]);
     assert!(delete.status.success(), "{}", text(&delete));
     bundle.assert_nothing_left();
+}
+
+/// The kernel drops a signal that the first process of a PID namespace has no handler for.
+#[test]
+fn what_is_only_created_ends_on_sigterm() {
+    if skipped() {
+        return;
+    }
+    let bundle = Bundle::new(&["sleep", "100"]);
+    assert!(bundle.create().status.success());
+    let killed = bundle.runtime(&["kill", "ID"]);
+    assert!(killed.status.success(), "{}", text(&killed));
+    bundle.until("stopped");
+}
+
+#[test]
+fn a_bind_from_the_root_shows_what_was_mounted_there_before() {
+    if skipped() {
+        return;
+    }
+    let mut bundle = Bundle::new(&["sh", "-c", "cat /copy/file; ! test -e /copy/hidden"]);
+    std::fs::create_dir(bundle.in_root("mnt")).unwrap();
+    std::fs::write(bundle.in_root("mnt/hidden"), "").unwrap();
+    let host = bundle.path("host");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("file"), "the host's\n").unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let inside = host.with_file_name("rootfs");
+    for (source, destination) in [(host, inside.join("mnt")), (inside.join("mnt"), "/copy".into())]
+    {
+        mounts.push(json!({"type": "bind", "source": source, "destination": destination, "options": ["bind"]}));
+    }
+    bundle.config["root"]["readonly"] = json!(false);
+    assert_eq!(bundle.output(), "the host's\n");
 }
 
 #[test]
@@ -173,8 +196,7 @@ fn pause_and_resume_show_in_the_state() {
         return;
     }
     let bundle = Bundle::new(&["sleep", "100"]);
-    assert!(bundle.create().status.success());
-    assert!(bundle.runtime(&["start", "ID"]).status.success());
+    bundle.start();
     let paused = bundle.runtime(&["pause", "ID"]);
     assert!(paused.status.success(), "{}", text(&paused));
     assert_eq!(bundle.status(), "paused");

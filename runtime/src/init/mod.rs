@@ -98,7 +98,7 @@ pub(crate) enum Keyring {
 pub(crate) fn become_init(mut init: Init<'_>) -> ! {
     let failure = match run(&mut init) {
         Ok(never) => match never {},
-        Err(error) => error,
+        Err(error) => error.within("error during container init"),
     };
     program::give_up(&init.common, &failure)
 }

@@ -1,11 +1,12 @@
 //! The end: the program is found, the word to start is awaited, everything else is closed, and the program runs.
 
 use std::ffi::{CString, OsStr};
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use hallmark_sys::process;
-use rustix::fs::{Access, AtFlags, CWD, FileType};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
@@ -105,10 +106,24 @@ fn environment(env: &[String], uid: u32) -> Vec<String> {
     }
     list.retain(|entry| entry != "HOME=");
     if !list.iter().any(|entry| entry.starts_with("HOME=")) {
-        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let passwd = text_file("/etc/passwd").unwrap_or_default();
         list.push(format!("HOME={}", home(&passwd, uid).unwrap_or("/")));
     }
     list
+}
+
+/// What a file of the image says, if it is one: a FIFO in its place would keep us waiting, an endless one reading.
+fn text_file(path: &str) -> Option<String> {
+    const MOST_BYTES: u64 = 16 << 20;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let mode = rustix::fs::fstat(&file).ok()?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+        return None;
+    }
+    let mut text = String::new();
+    std::fs::File::from(file).take(MOST_BYTES).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// The sixth field of the line whose third field is `uid`.
@@ -215,6 +230,18 @@ mod tests {
         assert_eq!(env, ["PATH=/x", "A=2", "HOME=/"]);
         let env = environment(&strings(&["HOME=/h", "AB=1", "A=1"]), 0);
         assert_eq!(env, ["HOME=/h", "AB=1", "A=1"]);
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, file) = (dir.path().join("fifo"), dir.path().join("file"));
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
+        std::fs::write(&file, "text").unwrap();
+        assert_eq!(text_file(fifo.to_str().unwrap()), None);
+        assert_eq!(text_file("/dev/zero"), None);
+        assert_eq!(text_file(file.to_str().unwrap()).as_deref(), Some("text"));
     }
 
     #[test]

@@ -136,9 +136,23 @@ impl Bundle {
 
     /// `create`, with the configuration as it is now, standard streams to nowhere.
     pub(crate) fn create(&self) -> Output {
+        self.create_with(&[])
+    }
+
+    /// As [`create`](Self::create), with these options.
+    pub(crate) fn create_with(&self, options: &[&str]) -> Output {
         self.write();
         let bundle = self.path("");
-        self.quiet(&["create", "--bundle", bundle.to_str().unwrap(), "ID"])
+        let words = [&["create", "--bundle", bundle.to_str().unwrap()], options, &["ID"]].concat();
+        self.quiet(&words)
+    }
+
+    /// Creates and starts it; neither may fail.
+    pub(crate) fn start(&self) {
+        let created = self.create();
+        assert!(created.status.success(), "{}", text(&created));
+        let started = self.runtime(&["start", "ID"]);
+        assert!(started.status.success(), "{}", text(&started));
     }
 
     /// A command whose container must not hold our pipes open.
