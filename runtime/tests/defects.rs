@@ -115,7 +115,7 @@ const CLASSES: &[Class] = &[
     (
         13,
         "flags of a mount that get lost",
-        ("src/init/mounts.rs", "set_bind_attributes"),
+        ("src/init/bind.rs", "set_attributes"),
         ("tests/isolation.rs", "binds_have_the_options_they_name"),
     ),
     (
