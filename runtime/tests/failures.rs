@@ -21,7 +21,8 @@ fn bad_configurations_leave_nothing_and_the_next_good_one_works() {
             c["linux"]["namespaces"] = json!([{"type": "mount"}])
         }),
         ("found a mount namespace joined by path", |c| {
-            c["linux"]["namespaces"] = json!([{"type": "mount", "path": "/proc/self/ns/mnt"}])
+            c["linux"]["namespaces"] =
+                json!([{"type": "mount", "path": "/proc/self/ns/mnt"}, {"type": "uts"}])
         }),
         ("not in a separate kernel namespace", |c| {
             c["linux"]["sysctl"] = json!({"kernel.panic": "1"})
