@@ -152,6 +152,43 @@ impl ClaimFile {
         Ok(Insertion::Added)
     }
 
+    /// Adds a claim that anybody may have sent. One that `counts` vouches for comes first in the file, and where the
+    /// file is full it takes the place of the last claim that does not count, or of the last: whoever sends claims
+    /// can fill the file, but not keep out the one that a launch needs.
+    ///
+    /// # Errors
+    /// `Limit` where the file is full and the claim does not count; the file is then unchanged.
+    pub fn insert_ranked(
+        &mut self,
+        claim: Claim,
+        counts: &dyn Fn(&Claim) -> bool,
+    ) -> Result<Insertion> {
+        if !counts(&claim) {
+            return self.insert(claim);
+        }
+        claim.bounded()?;
+        if self.claims.contains(&claim) {
+            return Ok(Insertion::Known);
+        }
+        let mut ranked = self.clone();
+        ranked.claims.insert(0, claim);
+        while let Err(error) = ranked.encode() {
+            let last = ranked.claims.len().saturating_sub(1);
+            if last == 0 {
+                return Err(error);
+            }
+            let worst = ranked.claims.iter().rposition(|other| !counts(other)).unwrap_or(last);
+            ranked.claims.remove(worst);
+        }
+        *self = ranked;
+        Ok(Insertion::Added)
+    }
+
+    /// Puts the claims that `counts` vouches for first, otherwise in their order.
+    pub fn rank(&mut self, counts: &dyn Fn(&Claim) -> bool) {
+        self.claims.sort_by_cached_key(|claim| !counts(claim));
+    }
+
     fn bounded(&self) -> Result<()> {
         if self.claims.len() > MAX_CLAIMS {
             return Err(Error::limit(FILE, self.claims.len(), MAX_CLAIMS, "claims"));

@@ -10,7 +10,7 @@
 use hallmark_seal::{Keyring, Revocations, Timestamp, open_policy};
 use sha2::{Digest as _, Sha256};
 
-use crate::config::{LoadedConfig, NodeConfig};
+use crate::config::{LoadedConfig, NodeConfig, TrustConfig};
 use crate::exec_control::{self, Kernel};
 use crate::ipe::{ParseError, Pins, Policy};
 use crate::levels::ExecControl;
@@ -29,6 +29,41 @@ pub struct TrustSet {
     pub(crate) exec_control: ExecControl,
     pub(crate) weakness: Option<String>,
     pub(crate) unpinned: Vec<Unpinned>,
+}
+
+/// The node's certificates and revocations alone: enough to tell which claims may ever count, not to launch.
+#[derive(Debug)]
+pub struct Keys {
+    /// The node's certificates.
+    pub keyring: Keyring,
+    /// What no longer counts.
+    pub revocations: Revocations,
+    keys_sha256: [u8; 32],
+    revocations_sha256: Option<[u8; 32]>,
+}
+
+impl Keys {
+    /// Reads both files.
+    ///
+    /// # Errors
+    /// A file that is missing, not root's alone or malformed.
+    pub fn load(trust: &TrustConfig) -> Result<Self, TrustError> {
+        let of = |path: &std::path::Path| {
+            let file = path.display().to_string();
+            move |source| TrustError::Seal { file, source }
+        };
+        let keys = strict_file::read(&trust.keys, LIMIT, Readers::Any)?;
+        let keyring = Keyring::from_pem(&keys).map_err(of(&trust.keys))?;
+        let list = trust.revocations().map(|path| strict_file::read(path, LIMIT, Readers::Any));
+        let list = list.transpose()?;
+        let revocations = match &list {
+            Some(bytes) => Revocations::parse(bytes).map_err(of(&trust.revocations))?,
+            None => Revocations::default(),
+        };
+        let keys_sha256 = Sha256::digest(&keys).into();
+        let revocations_sha256 = list.as_deref().map(|bytes| Sha256::digest(bytes).into());
+        Ok(Self { keyring, revocations, keys_sha256, revocations_sha256 })
+    }
 }
 
 /// A policy and who vouches for it.
@@ -119,25 +154,14 @@ impl TrustSet {
         if let Some(doubt) = kernel.doubt() {
             return Err(TrustError::Doubt(crate::chain(doubt)));
         }
-        let trust = &loaded.config.trust;
-        let of = |path: &std::path::Path| {
-            let file = path.display().to_string();
-            move |source| TrustError::Seal { file, source }
-        };
-        let keys = strict_file::read(&trust.keys, LIMIT, Readers::Any)?;
-        let keyring = Keyring::from_pem(&keys).map_err(of(&trust.keys))?;
-        let list = trust.revocations().map(|path| strict_file::read(path, LIMIT, Readers::Any));
-        let list = list.transpose()?;
-        let revocations = match &list {
-            Some(bytes) => Revocations::parse(bytes).map_err(of(&trust.revocations))?,
-            None => Revocations::default(),
-        };
+        let Keys { keyring, revocations, keys_sha256, revocations_sha256 } =
+            Keys::load(&loaded.config.trust)?;
         let exec_control = kernel.exec_control();
         let weakness = kernel.weakness().map(|weakness| crate::chain(weakness));
         let files = [
             ("config", loaded.sha256),
-            ("keys", Some(Sha256::digest(&keys).into())),
-            ("revocations", list.as_deref().map(|bytes| Sha256::digest(bytes).into())),
+            ("keys", Some(keys_sha256)),
+            ("revocations", revocations_sha256),
         ];
         let pins = kernel.pins();
         let policy = match kernel.into_active() {
