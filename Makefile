@@ -5,7 +5,10 @@ PREPARE = hack/prepare
 LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmark-seal \
             --package hallmark-trust --package hallmark-sys
 
-.PHONY: help demo test bench check guest build conformance-cri conformance-runc conformance-nerdctl soak clean
+# system calls struck by `make crash`: kills, and failures of file calls
+POINTS = 1000 300
+
+.PHONY: help demo test bench check guest build crash conformance-cri conformance-runc conformance-nerdctl soak clean
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
@@ -24,6 +27,9 @@ check: ## format, lints and the libraries' tests, in seconds once built
 build: ## the four programs, static, in target/
 	@$(PREPARE)
 	cargo build --release --workspace
+crash: ## the snapshotter killed at system call boundaries, with disks that fail; minutes; POINTS="4000 1000" for more
+	@$(PREPARE)
+	unshare --mount cargo test --quiet --package hallmark-snapshotter --test crash -- $(POINTS)
 conformance-cri: ## the CRI's own suite, critest, against our shim, runtime and snapshotter, in five minutes or so
 	@$(PREPARE) && $(INTEGRATION) critest
 conformance-runc: ## runc's own suite against our runtime, in ten minutes or so

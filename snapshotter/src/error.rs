@@ -70,6 +70,11 @@ pub(crate) enum Error {
     Shared(#[from] Arc<Self>),
     #[error("database {path}", path = path.display())]
     Store { path: PathBuf, source: Box<redb::Error> },
+    #[error(
+        "database {path}: it is missing or empty, and there are snapshots or layers beside it; put it back from a \
+         backup, or move snapshots and layers away to begin anew", path = path.display()
+    )]
+    StoreMissing { path: PathBuf },
     #[error(transparent)]
     Sys(#[from] hallmark_sys::Error),
     #[error("background task")]
@@ -137,6 +142,7 @@ impl Error {
             | Self::Record { .. }
             | Self::Seal(_)
             | Self::Store { .. }
+            | Self::StoreMissing { .. }
             | Self::Sys(_)
             | Self::Task(_) => ErrorKind::Internal,
         }

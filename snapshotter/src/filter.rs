@@ -1,29 +1,38 @@
 //! containerd's filters, as far as snapshots are asked: `selector[,selector…]`, all of which must hold.
 //!
 //! A selector is a field (`name`, `parent`, `kind`, `labels.<name>`, `labels."<name>"`), alone (present and not empty)
-//! or with `==value` or `!=value`; a value is bare or in double quotes with `\"` and `\\`. `~=` is refused: a regular
-//! expression of Go's dialect is not ours to imitate.
+//! or with `==value`, `!=value` or `~=expression`; a value is bare or in double quotes with `\"` and `\\`, an
+//! expression in slashes or bars as well. Expressions are RE2's, matched anywhere, in time linear in what they are held
+//! against (the crate `regex`, which tracing-subscriber brings in any case); how large a compiled one gets is bounded.
 //!
 //! Source: containerd `pkg/filters/parser.go`, `core/snapshots/storage/bolt.go` (`adaptSnapshot`).
 
+use regex::{Regex, RegexBuilder};
+
 use crate::error::{Error, Result};
 use crate::store::Snapshot;
+
+/// Bytes of a filter.
+const MAX_FILTER: usize = 16 << 10;
+/// Bytes of a compiled expression.
+const MAX_EXPRESSION: usize = 1 << 20;
 
 /// Several filters: a snapshot passes that passes any, and every snapshot passes none at all.
 #[derive(Debug)]
 pub(crate) struct Filters(Vec<Vec<Selector>>);
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Selector {
     field: Vec<String>,
     test: Test,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Test {
     Present,
     Equal(String),
     NotEqual(String),
+    Matches(Regex),
 }
 
 impl Filters {
@@ -32,8 +41,11 @@ impl Filters {
         let parsed: Result<Vec<_>> = filters
             .iter()
             .map(|text| {
-                let mut parser = Parser { rest: text };
-                parser.filter().map_err(|why| Error::Filter { text: text.clone(), why })
+                let refused = |why| Error::Filter { text: text.chars().take(200).collect(), why };
+                if text.len() > MAX_FILTER {
+                    return Err(refused("longer than 16384 bytes"));
+                }
+                Parser { rest: text }.filter().map_err(refused)
             })
             .collect();
         Ok(Self(parsed?))
@@ -53,6 +65,7 @@ impl Selector {
             Test::Present => value.is_some_and(|value| !value.is_empty()),
             Test::Equal(wanted) => value.is_some_and(|value| value == *wanted),
             Test::NotEqual(wanted) => value.is_none_or(|value| value != *wanted),
+            Test::Matches(expression) => value.is_some_and(|value| expression.is_match(&value)),
         }
     }
 
@@ -95,12 +108,27 @@ impl Parser<'_> {
             Test::Equal(self.word(",")?)
         } else if self.take("!=") {
             Test::NotEqual(self.word(",")?)
-        } else if self.rest.starts_with("~=") {
-            return Err("regular expressions are not supported");
+        } else if self.take("~=") {
+            Test::Matches(self.expression()?)
         } else {
             Test::Present
         };
         Ok(Selector { field, test })
+    }
+
+    fn expression(&mut self) -> Parsed<Regex> {
+        let text = if self.take("/") {
+            self.quoted('/')?
+        } else if self.take("|") {
+            self.quoted('|')?
+        } else {
+            self.word(",")?
+        };
+        RegexBuilder::new(&text)
+            .size_limit(MAX_EXPRESSION)
+            .dfa_size_limit(MAX_EXPRESSION)
+            .build()
+            .or(Err("not a regular expression, or too large a one"))
     }
 
     fn take(&mut self, token: &str) -> bool {
@@ -116,7 +144,7 @@ impl Parser<'_> {
     /// A quoted text, or everything before one of `ends`.
     fn word(&mut self, ends: &str) -> Parsed<String> {
         if self.take("\"") {
-            return self.quoted();
+            return self.quoted('"');
         }
         let end = self.rest.find(|char| ends.contains(char)).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at_checked(end).ok_or("cut inside a character")?;
@@ -124,17 +152,21 @@ impl Parser<'_> {
         if word.is_empty() { Err("a field or a value is empty") } else { Ok(word.to_owned()) }
     }
 
-    fn quoted(&mut self) -> Parsed<String> {
+    /// What stands before the closing `quote`. In an expression's quotes a backslash is the expression's own, but
+    /// before the quote.
+    fn quoted(&mut self, quote: char) -> Parsed<String> {
         let mut word = String::new();
         let mut chars = self.rest.chars();
         loop {
             match chars.next() {
-                Some('"') => {
+                Some(char) if char == quote => {
                     self.rest = chars.as_str();
                     return Ok(word);
                 }
                 Some('\\') => match chars.next() {
-                    Some(char @ ('"' | '\\')) => word.push(char),
+                    Some(char) if char == quote => word.push(char),
+                    Some('\\') if quote == '"' => word.push('\\'),
+                    Some(char) if quote != '"' => word.extend(['\\', char]),
                     _ => return Err("only \\\" and \\\\ may be escaped"),
                 },
                 Some(char) => word.push(char),
@@ -182,9 +214,18 @@ mod tests {
         assert!(passes(&["name==default/4/sha256:aa"]));
         assert!(passes(&["labels.\"containerd.io/snapshot.ref\""]));
         assert!(passes(&["labels.other!=x"]));
+        for expression in
+            ["name~=sha256", "name~=^default/.*a$", r"name~=/4\/sha256:\w+/", r#"name~="/\\d/s""#]
+        {
+            assert!(passes(&[expression]), "{expression}");
+        }
+        assert!(passes(&["kind~=|active\\|committed|,parent~=bb"]));
         for other in [
             "labels.\"containerd.io/snapshot.ref\"==sha256:ab",
             "kind==view",
+            "name~=^sha256",
+            "labels.other~=.*",
+            "name~=/4\\/sha256:b/",
             "kind==committed,parent==x",
             "labels.other",
             "unknown==x",
@@ -195,8 +236,14 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
+        let long = format!("name=={}", "x".repeat(MAX_FILTER));
         for text in [
-            "name~=x",
+            long.as_str(),
+            "name~=",
+            "name~=(",
+            "name~=/x",
+            "name~=/x/y",
+            "name~=(((a{1,500}){1,500}){1,500})",
             "name==",
             "==x",
             "name==\"x",

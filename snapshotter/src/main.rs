@@ -138,7 +138,9 @@ fn start(config: &NodeConfig, content: Content) -> Result<Snapshotter> {
     tracing::info!("layers are activated on {kind:?} devices; {} are active", adopted.len());
     let policy = config.snapshotter.layer_signature;
     let activations = Activations::adopt(layout.clone(), kind, policy, adopted)?;
-    let snapshotter = Snapshotter::new(layout, store, content, activations);
+    let trust = config.trust.clone();
+    let snapshotter = Snapshotter::new(layout, store, content, activations, trust);
+    snapshotter.settle()?;
     snapshotter.claims.adopt_dropped()?;
     Ok(snapshotter)
 }

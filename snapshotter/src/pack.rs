@@ -22,7 +22,46 @@ pub(crate) const APPLIED_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.
 
 /// The packings that go on now, by layer digest.
 #[derive(Debug, Default)]
-pub(crate) struct Flights(Mutex<HashMap<LayerDigest, Arc<Flight>>>);
+pub(crate) struct Flights {
+    by_digest: Mutex<HashMap<LayerDigest, Arc<Flight>>>,
+    runways: Runways,
+}
+
+/// How many layers are packed at once: one for each processor, since packing keeps one busy, and no more, since each
+/// holds tens of megabytes and whoever pulls decides how many come. The others wait.
+#[derive(Debug)]
+struct Runways {
+    free: Mutex<usize>,
+    bell: Condvar,
+}
+
+impl Default for Runways {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { free: Mutex::new(processors), bell: Condvar::new() }
+    }
+}
+
+impl Runways {
+    fn take(&self) -> Runway<'_> {
+        let mut free = lock(&self.free);
+        while *free == 0 {
+            free = self.bell.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+        *free -= 1;
+        Runway(self)
+    }
+}
+
+/// The leave to pack, until it is dropped.
+struct Runway<'a>(&'a Runways);
+
+impl Drop for Runway<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.free) += 1;
+        self.0.bell.notify_one();
+    }
+}
 
 #[derive(Debug, Default)]
 struct Flight {
@@ -43,7 +82,7 @@ impl Flights {
         pack: impl FnOnce() -> Result<Layer>,
     ) -> Result<Layer> {
         let (flight, first) = {
-            let mut flights = lock(&self.0);
+            let mut flights = lock(&self.by_digest);
             match flights.get(digest) {
                 Some(flight) => (Arc::clone(flight), false),
                 None => {
@@ -56,7 +95,9 @@ impl Flights {
         if first {
             // lands also when `pack` panics: those who wait must hear of it
             let landing = Landing { flights: self, digest, flight: &flight };
+            let runway = self.runways.take();
             let packed = pack().map_err(Arc::new);
+            drop(runway);
             *lock(&flight.landed) = Some(packed);
             drop(landing);
         }
@@ -78,7 +119,7 @@ struct Landing<'a> {
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
-        lock(&self.flights.0).remove(self.digest);
+        lock(&self.flights.by_digest).remove(self.digest);
         let crashed = || Err(Arc::new(Error::Crashed));
         lock(&self.flight.landed).get_or_insert_with(crashed);
         self.flight.bell.notify_all();
@@ -104,6 +145,12 @@ pub(crate) fn peek<R: Read>(mut blob: R) -> std::io::Result<(Vec<u8>, impl Read)
     let mut start = Vec::new();
     blob.by_ref().take(4).read_to_end(&mut start)?;
     Ok((start.clone(), Cursor::new(start).chain(blob)))
+}
+
+/// Whether a recorded layer's image is there in its full length. A power cut, or a hand, may have cut it short.
+pub(crate) fn is_whole(layout: &Layout, layer: &Layer) -> bool {
+    let there = std::fs::symlink_metadata(layout.layer(&layer.diff_id));
+    there.is_ok_and(|meta| meta.is_file() && meta.len() == layer.image_len)
 }
 
 /// An image that was packed and has no name yet.
@@ -150,9 +197,7 @@ impl Fresh {
         }
         let blob = packed.layer_digest();
         let known = store.layer(&layer.diff_id).ok();
-        let there = std::fs::metadata(layout.layer(&layer.diff_id));
-        let whole = there.is_ok_and(|meta| meta.len() == layer.image_len);
-        match known.filter(|_| whole) {
+        match known.filter(|known| is_whole(layout, known)) {
             Some(known) => {
                 store.insert_layer(&known, &blob)?;
                 Ok(known)
@@ -225,7 +270,29 @@ mod tests {
         });
         assert_eq!(packed.load(Ordering::SeqCst), 1);
         assert!(errors.iter().all(|error| *error == Error::ForeignMounts.to_string()));
-        assert!(lock(&flights.0).is_empty());
+        assert!(lock(&flights.by_digest).is_empty());
+    }
+
+    #[test]
+    fn no_more_layers_are_packed_at_once_than_there_are_processors() {
+        let flights = Flights::default();
+        let most = *lock(&flights.runways.free);
+        let (now, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let pack = || {
+            peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(20));
+            now.fetch_sub(1, Ordering::SeqCst);
+            Err(Error::ForeignMounts)
+        };
+        let (flights, pack) = (&flights, &pack);
+        std::thread::scope(|scope| {
+            for number in 0..4 * most {
+                let digest = LayerDigest::of(&number.to_ne_bytes());
+                scope.spawn(move || flights.join(&digest, pack).unwrap_err());
+            }
+        });
+        assert_eq!(peak.load(Ordering::SeqCst), most);
+        assert_eq!(*lock(&flights.runways.free), most);
     }
 
     #[test]

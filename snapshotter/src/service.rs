@@ -171,6 +171,7 @@ impl Diff for Service {
     async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyResponse> {
         let namespace = request.metadata().get("containerd-namespace");
         let namespace = namespace.and_then(|value| value.to_str().ok()).map(str::to_owned);
+        // sync_fs is not looked at: a layer is always synced before it is recorded, or a power cut could lose it
         let ApplyRequest { diff, mounts, .. } = request.into_inner();
         let call = move |it: &Snapshotter| {
             let namespace = namespace.ok_or(Error::Proto("an apply without a namespace"))?;

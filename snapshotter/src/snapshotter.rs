@@ -11,6 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hallmark_erofs::Compression;
+use hallmark_seal::StackId;
+use hallmark_trust::config::TrustConfig;
 use hallmark_verity::{DiffId, LayerDigest, RootHash};
 
 use crate::activate::Activations;
@@ -53,15 +55,17 @@ pub(crate) struct Snapshotter {
 }
 
 impl Snapshotter {
-    /// A snapshotter on an open store, with the layers that are active already.
+    /// A snapshotter on an open store, with the layers that are active already. Claims signed by the keys of `trust`
+    /// come first.
     pub(crate) fn new(
         layout: Layout,
         store: Store,
         content: Content,
         activations: Activations,
+        trust: TrustConfig,
     ) -> Self {
         Self {
-            claims: Claims::new(&layout.claims),
+            claims: Claims::new(&layout.claims, trust),
             layout,
             store,
             content,
@@ -259,7 +263,7 @@ impl Snapshotter {
         digest: &LayerDigest,
     ) -> Result<Layer> {
         if let Some(known) = self.store.layer_of_blob(digest)?
-            && usage::of_file(&self.layout.layer(&known.diff_id)).is_ok()
+            && pack::is_whole(&self.layout, &known)
         {
             return Ok(known);
         }
@@ -287,7 +291,13 @@ impl Snapshotter {
         labels: Labels,
         parent: Option<&str>,
     ) -> Result<()> {
-        let active = self.store.snapshot(key)?;
+        let active = match self.store.snapshot(key) {
+            // done already, and the answer was lost on its way
+            Err(Error::NotFound { .. }) if self.store.snapshot(name).is_ok() => {
+                return Err(Error::Exists { name: name.to_owned() });
+            }
+            found => found?,
+        };
         if active.kind != Kind::Active {
             let (name, found) = (key.to_owned(), active.kind);
             return Err(Error::NotA { name, found, expected: Kind::Active });
@@ -350,8 +360,16 @@ impl Snapshotter {
         }
     }
 
-    /// Removes what removals could not, and layers that nothing came to use.
+    /// Takes down what a former daemon left active and nothing uses any more: it was cut off in a removal.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let used = self.roots_in_use()?;
+        self.changing().deactivate_unused(&used);
+        Ok(())
+    }
+
+    /// Removes what removals could not, and layers and claims that nothing came to use.
     pub(crate) fn cleanup(&self) -> Result<()> {
+        self.claims.forget_unused(|| self.stacks())?;
         let mut activations = self.changing();
         let then = SystemTime::now().checked_sub(UNUSED_LAYER_STAYS);
         let unused = self.store.forget_unused(then.unwrap_or(SystemTime::UNIX_EPOCH))?;
@@ -367,6 +385,15 @@ impl Snapshotter {
                 Err(error) => tracing::warn!("layer {diff_id}: {}", chain(&error)),
             }
         }
+    }
+
+    /// The stacks that snapshots have.
+    fn stacks(&self) -> Result<HashSet<StackId>> {
+        let mut stacks = HashSet::new();
+        for (_, snapshot) in self.store.snapshots()? {
+            stacks.insert(StackId::of(&roots(&self.store.layers_of(&snapshot)?)));
+        }
+        Ok(stacks)
     }
 
     /// Root hashes beneath active snapshots and views. Snapshots that a layer is applied to mount nothing.

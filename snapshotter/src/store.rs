@@ -14,6 +14,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
 use hallmark_verity::{DiffId, LayerDigest, RootHash, VolumeParams};
@@ -23,6 +25,9 @@ use redb::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::layout;
+
+const FILE: &str = "hallmark.redb";
 
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 const IDS: TableDefinition<'_, u64, &str> = TableDefinition::new("ids");
@@ -125,39 +130,50 @@ pub(crate) struct Commit<'a> {
 }
 
 /// The open database.
+///
+/// After an I/O error redb refuses every transaction until the file is opened again, for what is in memory may not be
+/// what is on the disk. So the next call opens it again: a disk that was full for a moment must not cost a restart.
 #[derive(Debug)]
 pub(crate) struct Store {
-    database: Database,
+    /// `None` only while the disk does not let us open it again.
+    database: RwLock<Option<Database>>,
+    failed: AtomicBool,
     path: PathBuf,
 }
 
 impl Store {
-    /// Opens or makes the database in `root`. A second daemon on the same `root` is refused.
+    /// Opens the database in `root`, or makes it: in a root where nothing is yet. A second daemon on the same `root`
+    /// is refused.
     pub(crate) fn open(root: &Path) -> Result<Self> {
-        let path = root.join("hallmark.redb");
+        let path = root.join(FILE);
+        let there = std::fs::metadata(&path).is_ok_and(|meta| meta.len() > 0);
+        if !there && !is_new(root)? {
+            return Err(Error::StoreMissing { path });
+        }
         let opened = Database::create(&path);
-        let database = opened.map_err(|error| Self::failure(&path, error))?;
-        let store = Self { database, path };
-        store
-            .write(|tx| {
-                tx.open_table(SNAPSHOTS)?;
-                tx.open_table(IDS)?;
-                tx.open_table(LAYERS)?;
-                tx.open_table(BLOBS)?;
-                let mut meta = tx.open_table(META)?;
-                let version = meta.get("version")?.map(|version| version.value());
-                if version.is_none() {
-                    meta.insert("version", VERSION)?;
-                }
-                Ok(version.unwrap_or(VERSION))
-            })
-            .and_then(|version| match version {
-                VERSION => Ok(()),
-                found => Err(Error::Io {
-                    what: format!("{}", store.path.display()),
-                    source: std::io::Error::other(format!("version {found}, expected {VERSION}")),
-                }),
-            })?;
+        let mut database = opened.map_err(|error| Self::failure(&path, error))?;
+        match database.check_integrity().map_err(|error| Self::failure(&path, error))? {
+            true => {}
+            false => return Err(Self::failure(&path, corrupted())),
+        }
+        let database = RwLock::new(Some(database));
+        let store = Self { database, failed: AtomicBool::new(false), path };
+        let version = store.write(|tx| {
+            tx.open_table(SNAPSHOTS)?;
+            tx.open_table(IDS)?;
+            tx.open_table(LAYERS)?;
+            tx.open_table(BLOBS)?;
+            let mut meta = tx.open_table(META)?;
+            let version = meta.get("version")?.map(|version| version.value());
+            if version.is_none() {
+                meta.insert("version", VERSION)?;
+            }
+            Ok(version.unwrap_or(VERSION))
+        })?;
+        if version != VERSION {
+            let source = std::io::Error::other(format!("version {version}, expected {VERSION}"));
+            return Err(Error::Io { what: format!("{}", store.path.display()), source });
+        }
         Ok(store)
     }
 
@@ -165,24 +181,56 @@ impl Store {
         Error::Store { path: path.to_owned(), source: Box::new(error.into()) }
     }
 
+    /// A failure of a transaction. One of the disk's is remembered.
+    fn failed(&self, error: impl Into<redb::Error>) -> Error {
+        let error = error.into();
+        if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        Self::failure(&self.path, error)
+    }
+
+    /// The database, opened again if the disk failed.
+    fn database(&self) -> Result<RwLockReadGuard<'_, Option<Database>>> {
+        // what is behind the lock is replaced whole
+        let read = || self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let held = read();
+        if held.is_some() && !self.failed.load(Ordering::SeqCst) {
+            return Ok(held);
+        }
+        drop(held);
+        let mut held = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() || self.failed.load(Ordering::SeqCst) {
+            // the old one locks the file
+            *held = None;
+            *held = Some(Database::open(&self.path).map_err(|it| Self::failure(&self.path, it))?);
+            self.failed.store(false, Ordering::SeqCst);
+            tracing::warn!("{} opened again after an I/O error", self.path.display());
+        }
+        drop(held);
+        Ok(read())
+    }
+
     fn write<T>(&self, change: impl FnOnce(&WriteTransaction) -> Tx<T>) -> Result<T> {
-        let failure = |error: redb::Error| Self::failure(&self.path, error);
-        let tx = self.database.begin_write().map_err(|error| failure(error.into()))?;
+        let held = self.database()?;
+        let database = held.as_ref().ok_or_else(|| self.failed(redb::Error::PreviousIo))?;
+        let tx = database.begin_write().map_err(|error| self.failed(error))?;
         match change(&tx) {
             Ok(value) => {
-                tx.commit().map_err(|error| failure(error.into()))?;
+                tx.commit().map_err(|error| self.failed(error))?;
                 Ok(value)
             }
-            Err(TxError::Store(error)) => Err(failure(*error)),
+            Err(TxError::Store(error)) => Err(self.failed(*error)),
             Err(TxError::Refused(error)) => Err(*error),
         }
     }
 
     fn read<T>(&self, look: impl FnOnce(&ReadTransaction) -> Tx<T>) -> Result<T> {
-        let failure = |error: redb::Error| Self::failure(&self.path, error);
-        let tx = self.database.begin_read().map_err(|error| failure(error.into()))?;
+        let held = self.database()?;
+        let database = held.as_ref().ok_or_else(|| self.failed(redb::Error::PreviousIo))?;
+        let tx = database.begin_read().map_err(|error| self.failed(error))?;
         look(&tx).map_err(|error| match error {
-            TxError::Store(error) => failure(*error),
+            TxError::Store(error) => self.failed(*error),
             TxError::Refused(error) => *error,
         })
     }
@@ -384,6 +432,27 @@ impl Store {
             Ok(unused)
         })
     }
+}
+
+/// Whether nothing was ever kept in `root`. Without the database every snapshot and layer there would belong to
+/// nothing, and be removed.
+fn is_new(root: &Path) -> Result<bool> {
+    for inside in ["snapshots", "layers"] {
+        let names = match layout::names_in(&root.join(inside)) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                continue;
+            }
+            names => names?,
+        };
+        if names.iter().any(|name| !name.starts_with(layout::UNFINISHED)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn corrupted() -> redb::Error {
+    redb::Error::Corrupted("pages that are not as they were written".to_owned())
 }
 
 /// What [`Store::remove`] took away.

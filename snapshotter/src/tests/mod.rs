@@ -4,9 +4,12 @@ mod containerd;
 mod flows;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use hallmark_seal::{Claim, LayerFormat, SchemaVersion, Seal, SealedLayer, Subject, Timestamp};
-use hallmark_trust::config::{LayerSignature, NodeConfig};
+use hallmark_seal::{
+    Claim, LayerFormat, SchemaVersion, Seal, SealedLayer, SigningKey, Subject, Timestamp,
+};
+use hallmark_trust::config::{LayerSignature, NodeConfig, TrustConfig};
 use hallmark_verity::{DataBlocks, DiffId, ImageDigest, LayerDigest, RootHash, Salt};
 
 use crate::activate::Activations;
@@ -22,8 +25,44 @@ fn the_example_configuration_is_every_default() {
     assert_eq!(NodeConfig::parse(example).unwrap(), NodeConfig::default());
 }
 
-/// A claim for layers of these root hashes, whose first has a layer signature. Nobody here verifies.
+/// Key and certificate of the node's signer, PEM.
+pub(crate) fn signer() -> &'static (Vec<u8>, Vec<u8>) {
+    static SIGNER: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
+    SIGNER.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let made = std::process::Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+            .args(["-nodes", "-days", "30", "-subj", "/CN=node"])
+            .args(["-addext", "keyUsage=critical,digitalSignature"])
+            .arg("-keyout")
+            .arg(path("key.pem"))
+            .arg("-out")
+            .arg(path("cert.pem"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        (std::fs::read(path("key.pem")).unwrap(), std::fs::read(path("cert.pem")).unwrap())
+    })
+}
+
+/// The same claim as [`claim`]'s, but signed by the node's key.
+pub(crate) fn sealed(roots: &[RootHash], first_signature: &[u8]) -> Claim {
+    let (key, certificate) = signer();
+    let key = SigningKey::from_pem(key, certificate).unwrap();
+    let mut claim = key.seal(&seal(roots)).unwrap();
+    claim.layer_signatures[0] = Some(first_signature.to_vec());
+    claim
+}
+
+/// A claim for layers of these root hashes, whose first has a layer signature. It does not verify.
 pub(crate) fn claim(roots: &[RootHash], first_signature: &[u8]) -> Claim {
+    let mut layer_signatures = vec![None; roots.len()];
+    layer_signatures[0] = Some(first_signature.to_vec());
+    Claim { seal: seal(roots).encode().unwrap(), signature: b"cms".to_vec(), layer_signatures }
+}
+
+fn seal(roots: &[RootHash]) -> Seal {
     let layer = |root_hash: &RootHash| SealedLayer {
         digest: LayerDigest::of(root_hash.as_bytes()),
         diff_id: DiffId::of(root_hash.as_bytes()),
@@ -31,7 +70,7 @@ pub(crate) fn claim(roots: &[RootHash], first_signature: &[u8]) -> Claim {
         salt: Salt::default(),
         data_blocks: DataBlocks(1),
     };
-    let seal = Seal {
+    Seal {
         schema_version: SchemaVersion,
         subject: Subject {
             media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
@@ -40,15 +79,12 @@ pub(crate) fn claim(roots: &[RootHash], first_signature: &[u8]) -> Claim {
         },
         repositories: vec!["registry.example/app".parse().unwrap()],
         layer_format: LayerFormat::HallmarkErofs1,
-        issued: Timestamp::from_unix_seconds(1_800_000_000),
+        issued: Timestamp::from(std::time::SystemTime::now()),
         not_after: None,
         serial: 1,
         layers: roots.iter().map(layer).collect(),
         pins: None,
-    };
-    let mut layer_signatures = vec![None; roots.len()];
-    layer_signatures[0] = Some(first_signature.to_vec());
-    Claim { seal: seal.encode().unwrap(), signature: b"cms".to_vec(), layer_signatures }
+    }
 }
 
 /// A snapshotter in a directory of its own, asking a content store of its own.
@@ -97,7 +133,12 @@ impl Node {
             let _inside = self.runtime.enter();
             Content::new(&socket, &self.blobs(), self.runtime.handle().clone())
         };
-        Snapshotter::new(layout, store, content, activations)
+        let keys = self.directory.path().join("keys.pem");
+        std::fs::write(&keys, &signer().1).unwrap();
+        let trust = TrustConfig { keys, ..TrustConfig::default() };
+        let snapshotter = Snapshotter::new(layout, store, content, activations, trust);
+        snapshotter.settle().unwrap();
+        snapshotter
     }
 
     fn lowers(&self) -> Vec<PathBuf> {
