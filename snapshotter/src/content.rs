@@ -85,7 +85,9 @@ impl Content {
     pub(crate) fn open(&self, namespace: &str, digest: &str) -> Result<Blob> {
         match self.file(namespace, digest) {
             Some(file) => Ok(Blob::File(file)),
-            None => self.stream(PATIENCE, namespace, digest).map(Blob::Stream),
+            None => self
+                .stream(PATIENCE, namespace, digest)
+                .map(|stream| Blob::Stream(Box::new(stream))),
         }
     }
 
@@ -153,7 +155,7 @@ impl Content {
 #[derive(Debug)]
 pub(crate) enum Blob {
     File(File),
-    Stream(Stream),
+    Stream(Box<Stream>),
 }
 
 impl Read for Blob {
