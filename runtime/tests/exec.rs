@@ -149,3 +149,26 @@ fn a_stopped_container_takes_none() {
     assert_eq!(exec.status.code(), Some(255));
     assert_eq!(bundle.last_error(), "exec failed: cannot exec in a stopped container");
 }
+
+/// Who looks at each process that appears in its namespace, with the right to look at all of them (CVE-2016-9962).
+#[test]
+fn no_directory_of_the_host_is_seen_in_a_process_that_joins() {
+    if skipped() {
+        return;
+    }
+    let look = "while :; do for f in /proc/[0-9]*/fd/*; do \
+        case $f in /proc/1/*) ;; *) [ -d $f ] && echo $f $(readlink $f) >>/found ;; esac; done; done";
+    let mut bundle = Bundle::new(&["sh", "-c", look]);
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.config["process"]["capabilities"][set] = json!(["CAP_SYS_PTRACE"]);
+    }
+    bundle.config["root"]["readonly"] = json!(false);
+    let output = bundle.create();
+    assert!(output.status.success(), "{}", text(&output));
+    said(&bundle, &["start", "ID"]);
+    for _ in 0..100 {
+        said(&bundle, &["exec", "ID", "true"]);
+    }
+    let found = std::fs::read_to_string(bundle.path("rootfs/found")).unwrap_or_default();
+    assert_eq!(found, "", "directories that a program of the container could open");
+}

@@ -7,6 +7,7 @@ mod error;
 mod ioctl;
 pub mod keyring;
 pub mod loopdev;
+pub mod lsm;
 pub mod mount;
 pub mod process;
 pub mod seccomp;

@@ -48,6 +48,7 @@ pub(crate) use program::{Go, give_up};
 #[derive(Debug)]
 pub(crate) struct Init<'a> {
     pub(crate) plan: &'a Plan,
+    pub(crate) procfs: &'a Procfs,
     /// The judged root, detached; `None`: bind `root.path`.
     pub(crate) rootfs: Option<OwnedFd>,
     /// For each mount of the plan, what it binds.
@@ -67,7 +68,6 @@ pub(crate) struct Common<'a> {
     pub(crate) id: &'a str,
     pub(crate) process: &'a ProcessPlan,
     pub(crate) hardening: &'a Hardening,
-    pub(crate) procfs: &'a Procfs,
     pub(crate) join: &'a Join,
     pub(crate) filter: Option<&'a Filter>,
     pub(crate) console: Option<ConsoleSocket>,
@@ -129,7 +129,7 @@ fn run(init: &mut Init<'_>) -> Result<Infallible> {
     rootfs::reopen_null(plan)?;
     rootfs::make_cwd(&plan.process)?;
     rootfs::finish(plan, &root, late)?;
-    identity::set(plan, init.common.procfs)?;
+    identity::set(plan, init.procfs)?;
     masks::read_only(&plan.read_only_paths)?;
     masks::mask(&plan.masked_paths, plan.mount_label.as_deref())?;
     drop(root);

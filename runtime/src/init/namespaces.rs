@@ -13,7 +13,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::DumpableBehavior;
 use rustix::thread::{Gid, Uid};
 
-use super::Init;
+use super::{Common, Init};
 use crate::cgroup::Join;
 use crate::error::{Context, Error, Result};
 use crate::handshake::{FromInit, InitEnd, ToInit};
@@ -204,7 +204,7 @@ pub(super) fn enter(init: &Init<'_>) -> Result<()> {
         become_root()?;
     }
     if membership.plan.makes(Kind::Time) {
-        let fd = init.common.procfs.open_link("thread-self/ns/time_for_children")?;
+        let fd = init.procfs.open_link("thread-self/ns/time_for_children")?;
         let link = Some(rustix::thread::LinkNameSpaceType::Time);
         rustix::thread::move_into_link_name_space(fd.as_fd(), link)
             .context(|| "join new time namespace")?;
@@ -216,24 +216,31 @@ pub(super) fn enter(init: &Init<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What a process that `exec` adds does before its last clone: joins the container of `init`, whole.
+/// What a process that `exec` adds does before its last clone: joins the container of `init`, whole, and closes
+/// everything but `kept` and the first descriptors, which the program is given.
+///
+/// The clone is the first that programs of the container can see. Not being dumpable does not stop one that has
+/// CAP_SYS_PTRACE and shares our user namespace, and a directory of the host among its descriptors would lead it out
+/// (CVE-2016-9962), so there is none by then. Whatever else the caller owns must not be used, nor dropped, again.
 ///
 /// # Errors
 /// The kernel's.
 pub(crate) fn join_container(
     init: BorrowedFd<'_>,
     kinds: &[Kind],
-    join: &Join,
-    end: &InitEnd,
+    common: &Common<'_>,
 ) -> Result<Cloned> {
-    enter_cgroups(join)?;
+    enter_cgroups(common.join)?;
     hide()?;
     let all = kinds.iter().fold(Namespaces::empty(), |all, kind| all | kind.flag());
     // the two types have the same bits
     let types = rustix::thread::ThreadNameSpaceType::from_bits_retain(all.bits());
     rustix::thread::move_into_thread_name_spaces(init, types)
         .context(|| format!("join the container's namespaces {all:?}"))?;
-    clone_final(Namespaces::empty(), end)
+    let console = common.console.as_ref().map(|console| console.0.as_fd());
+    let kept: Vec<BorrowedFd<'_>> = console.into_iter().chain([common.end.as_fd()]).collect();
+    process::close_all_but(common.preserved.saturating_add(3), &kept)?;
+    clone_final(Namespaces::empty(), &common.end)
 }
 
 /// The first steps inside, of a process that `exec` adds.

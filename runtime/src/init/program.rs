@@ -150,7 +150,7 @@ fn c_strings(texts: &[String]) -> Result<Vec<CString>> {
 /// word to start: /proc/PID/fd of a waiting process is a way out for whoever may look into it (CVE-2016-9962).
 ///
 /// Before seccomp, because a profile need not allow it. What stays is the way to whoever gives the word. Nothing else is
-/// used or dropped from here to exec, the procfs of `common` included.
+/// used or dropped from here to exec.
 pub(super) fn close_the_hosts(common: &Common<'_>) -> Result<()> {
     let mut kept = vec![common.end.as_fd()];
     if let Go::Connection(listener) = &common.go {

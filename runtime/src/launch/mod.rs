@@ -131,7 +131,6 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
         id: request.id.as_str(),
         process: &plan.process,
         hardening: &prepared.judged.hardening,
-        procfs: &prepared.procfs,
         join: &join,
         filter: prepared.filter.as_ref(),
         console,
@@ -141,7 +140,7 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
         go,
     };
     let state = document(&record, Status::Creating, 0);
-    let init = opened.into_init(plan, (shown, request.keyring), state, common);
+    let init = opened.into_init(plan, &prepared.procfs, (shown, request.keyring), state, common);
     let (process, end) = make_process(init, end, &mut undo)?;
     log.container_setup(process.pid);
     identify(&mut record, plan, process.pid)?;
@@ -184,6 +183,7 @@ impl Opened {
     fn into_init<'a>(
         self,
         plan: &'a Plan,
+        procfs: &'a Procfs,
         (cgroups, keyring): (Option<CgroupMounts>, Keyring),
         state: Value,
         common: Common<'a>,
@@ -194,7 +194,7 @@ impl Opened {
             new_cgroup: plan.namespaces.makes(Kind::Cgroup),
         };
         let (rootfs, binds) = (self.rootfs, self.binds);
-        Init { plan, rootfs, binds, cgroups, membership, keyring, state, common }
+        Init { plan, procfs, rootfs, binds, cgroups, membership, keyring, state, common }
     }
 }
 

@@ -187,8 +187,7 @@ fn add(
     options: &Options,
     console: Option<std::os::fd::OwnedFd>,
 ) -> Result<(LiveProcess, RuntimeEnd)> {
-    let procfs = Procfs::open()?;
-    selinux::require_of(&procfs, job.process)?;
+    selinux::require_of(&Procfs::open()?, job.process)?;
     let filter = job.plan.seccomp.as_ref().map(launch::compile).transpose()?;
     let cgroup = job.held.cgroup()?;
     let join = match &options.cgroups[..] {
@@ -206,7 +205,6 @@ fn add(
         id: &job.held.record.id,
         process: job.process,
         hardening: &job.held.record.hardening,
-        procfs: &procfs,
         join: &join,
         filter: filter.as_ref(),
         console: console.map(ConsoleSocket),
@@ -248,7 +246,7 @@ fn become_stage(job: &Job<'_>, common: Common<'_>, kinds: &[Kind]) -> ! {
     {
         init::give_up(&common, &Error::from(errno).within("execCPUAffinity.initial"));
     }
-    match init::join_container(job.first.pidfd.as_fd(), kinds, common.join, &common.end) {
+    match init::join_container(job.first.pidfd.as_fd(), kinds, &common) {
         Ok(Cloned::Child) => init::become_exec(common, job.plan),
         Ok(Cloned::Parent { .. }) => exit_immediately(0),
         Err(error) => init::give_up(&common, &error),
