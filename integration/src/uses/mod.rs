@@ -144,6 +144,9 @@ fn prepare_host(bench: &mut Bench, stack: Stack) -> Result<()> {
     }
     fs::create_dir_all("/dev/mqueue").context("make /dev/mqueue")?;
     crate::sandbox::mount(&["-t", "mqueue", "mqueue", "/dev/mqueue"])?;
+    // where nerdctl's hook looks for plugins: the gate hands it no variable that names its settings
+    fs::create_dir_all("/opt/cni")?;
+    std::os::unix::fs::symlink(bench.kit.cni(), "/opt/cni/bin").context("link /opt/cni/bin")?;
     let archives: Vec<_> = IMAGES.iter().map(|(_, image)| bench.sealed(image)).collect();
     let kit = bench.kit.clone();
     let node = bench.node()?;

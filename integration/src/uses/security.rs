@@ -40,7 +40,7 @@ pub(super) const USES: &[Use] = &[
          host=$(grep CapBnd /proc/self/status | cut -f 2); printf '%x\\n' $(( 0x$host ^ 0x$(cat c) ))",
         "0",
     )
-    .but("300010000", "MAC_ADMIN, MAC_OVERRIDE and SYS_MODULE could undo what the kernel enforces, and are kept from every container"),
+    .but("300410000", "MAC_ADMIN, MAC_OVERRIDE, SYS_MODULE and SYS_BOOT could undo what the kernel enforces, and are kept from every container"),
     same("--privileged: devices and a writable /sys", "once --privileged $ONE sh -c 'stat -c %t,%T /dev/kmsg; grep -c \" /sys sysfs rw\" /proc/mounts'", "1,b\n1"),
     same("--privileged: mounts a tmpfs", "once --privileged $ONE sh -c 'mkdir /mnt; mount -t tmpfs none /mnt; grep -c \" /mnt \" /proc/mounts'", "1"),
     same("without privileges: no mount", "once $ONE sh -c 'mkdir /mnt; mount -t tmpfs none /mnt' 2>&1 | grep -o 'permission denied'", "permission denied"),
