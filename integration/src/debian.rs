@@ -18,6 +18,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// What this machine needs from its own suite, for every step.
 const HOST_PACKAGES: &[&str] = &[
+    "attr",
     "busybox-static",
     "bzip2",
     "cpio",
