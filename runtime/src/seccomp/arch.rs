@@ -201,7 +201,7 @@ const IPC_CALLS: [(&str, u64); 12] = [
 
 /// Calls of the x86_64 table that x32 has not, or under a number of its own.
 #[cfg(target_arch = "x86_64")]
-const ONLY_64: [&str; 50] = [
+const ONLY_64: [&str; 48] = [
     "_sysctl",
     "create_module",
     "epoll_ctl_old",
@@ -212,8 +212,6 @@ const ONLY_64: [&str; 50] = [
     "nfsservctl",
     "query_module",
     "set_thread_area",
-    "uprobe",
-    "uretprobe",
     "uselib",
     "vserver",
     // and those of ONLY_X32
@@ -349,6 +347,7 @@ mod tests {
             ("ioctl", Some(16), Some(X32_BIT | 514), Some(54)),
             ("pwritev2", Some(328), Some(X32_BIT | 547), Some(379)),
             ("uselib", Some(134), None, Some(86)),
+            ("uretprobe", Some(335), Some(X32_BIT | 335), None),
             ("clone3", Some(435), Some(X32_BIT | 435), Some(435)),
             ("break", None, None, Some(17)),
             ("socket", Some(41), Some(X32_BIT | 41), Some(359)),
