@@ -201,14 +201,13 @@ const IPC_CALLS: [(&str, u64); 12] = [
 
 /// Calls of the x86_64 table that x32 has not, or under a number of its own.
 #[cfg(target_arch = "x86_64")]
-const ONLY_64: [&str; 48] = [
+const ONLY_64: [&str; 47] = [
     "_sysctl",
     "create_module",
     "epoll_ctl_old",
     "epoll_wait_old",
     "get_kernel_syms",
     "get_thread_area",
-    "map_shadow_stack",
     "nfsservctl",
     "query_module",
     "set_thread_area",

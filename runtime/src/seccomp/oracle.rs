@@ -139,6 +139,10 @@ fn agrees(json: &str, every: usize) -> bool {
     check(filter.program());
     check(&oracle.program);
     for call in calls(&profile, every) {
+        // map_shadow_stack, which libseccomp 2.5 knows for x86_64 and 2.6 for x32 too, as the kernel's table of 6.12
+        if call.arch == AUDIT_X86_64 && call.number == X32_BIT | 453 {
+            continue;
+        }
         let (found, _) = run(filter.program(), &call);
         let expected = oracle.decide(&call);
         assert_eq!(found, expected, "{call:x?}: {found:#x}, libseccomp {expected:#x}, {json}");
