@@ -116,10 +116,11 @@ fn inspect(bench: &mut Bench) -> Result<()> {
     node.run(&["-d", "--name", "seen", ONE, "sleep", "600"]).good()?;
     let running = state()?;
     ensure!(running["Status"] == "running" && running["Pid"].as_u64() > Some(0), "{running}");
-    let listed = node.nerdctl(&["ps", "--format", "{{.Names}} {{.Status}}"]).good()?;
-    ensure!(listed.starts_with("seen Up"), "{listed:?}");
+    // the client leaves out a container whose state does not come soon enough
+    let listed = || node.nerdctl(&["ps", "--format", "{{.Names}} {{.Status}}"]).good();
+    wait_for(|| Ok(listed()?.starts_with("seen Up"))).context("nerdctl ps")?;
     let processes = node.nerdctl(&["top", "seen"]).good()?;
-    ensure!(processes.contains("sleep 600"), "{processes:?}");
+    ensure!(processes.contains("sleep 600"), "nerdctl top: {processes:?}");
     node.nerdctl(&["kill", "seen"]).good()?;
     wait_for(|| Ok(state()?["Status"] == "exited"))?;
     let code = state()?["ExitCode"].as_i64();

@@ -133,12 +133,40 @@ const ROOTFS: Flag =
 const DETACH: Flag = switch("detach", "d", "do not wait for the program");
 const FORMAT: Flag = value("format", "f", "table or json (default: table)");
 
+const MEANINGLESS: &str = "as runc's; nothing is checkpointed or restored";
+/// runc's, so that a caller who gives one hears what is not supported.
+const CHECKPOINTS: &[Flag] = &[
+    value("console-socket", "", MEANINGLESS),
+    value("empty-ns", "", MEANINGLESS),
+    value("image-path", "", MEANINGLESS),
+    value("lsm-mount-context", "", MEANINGLESS),
+    value("lsm-profile", "", MEANINGLESS),
+    value("manage-cgroups-mode", "", MEANINGLESS),
+    value("page-server", "", MEANINGLESS),
+    value("parent-path", "", MEANINGLESS),
+    value("pid-file", "", MEANINGLESS),
+    value("status-fd", "", MEANINGLESS),
+    value("work-path", "", MEANINGLESS),
+    value("bundle", "b", MEANINGLESS),
+    switch("auto-dedup", "", MEANINGLESS),
+    switch("ext-unix-sk", "", MEANINGLESS),
+    switch("file-locks", "", MEANINGLESS),
+    switch("lazy-pages", "", MEANINGLESS),
+    switch("leave-running", "", MEANINGLESS),
+    switch("no-pivot", "", MEANINGLESS),
+    switch("no-subreaper", "", MEANINGLESS),
+    switch("pre-dump", "", MEANINGLESS),
+    switch("shell-job", "", MEANINGLESS),
+    switch("tcp-established", "", MEANINGLESS),
+    switch("detach", "d", MEANINGLESS),
+];
+
 /// Every command, in alphabetical order.
 pub(super) const COMMANDS: &[Command] = &[
     Command::new(
         ("checkpoint", "not supported: an error"),
         ("<container-id>", 0, usize::MAX),
-        &[],
+        CHECKPOINTS,
         no_checkpoints,
     )
     .strict(),
@@ -196,7 +224,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::new(
         ("restore", "not supported: an error"),
         ("<container-id>", 0, usize::MAX),
-        &[],
+        CHECKPOINTS,
         no_checkpoints,
     )
     .strict(),
