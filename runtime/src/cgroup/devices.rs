@@ -432,13 +432,13 @@ mod tests {
             let straight = policy(rules);
             let turned = straight.as_allowing().unwrap();
             assert_eq!(turned.default, Verdict::Allow);
-            for kind in [Kind::Char, Kind::Block] {
-                for at in [(1, 3), (10, 236), (8, 0)] {
-                    for access in (1..=7).map(Access) {
-                        let expected = straight.judge(kind, at, access);
-                        assert_eq!(turned.judge(kind, at, access), expected, "{rules:?} {access}");
-                    }
-                }
+            let devices = [(1, 3), (10, 236), (8, 0)]
+                .into_iter()
+                .flat_map(|at| [(Kind::Char, at), (Kind::Block, at)])
+                .flat_map(|(kind, at)| (1..=7).map(move |access| (kind, at, Access(access))));
+            for (kind, at, access) in devices {
+                let expected = straight.judge(kind, at, access);
+                assert_eq!(turned.judge(kind, at, access), expected, "{rules:?} {access}");
             }
         }
         for rules in [

@@ -140,7 +140,7 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
         go,
     };
     let state = document(&record, Status::Creating, 0);
-    let init = opened.into_init(plan, &prepared.procfs, (shown, request.keyring), state, common);
+    let init = opened.into_init((plan, &prepared.procfs), (shown, request.keyring), state, common);
     let (process, end) = make_process(init, end, &mut undo)?;
     log.container_setup(process.pid);
     identify(&mut record, plan, process.pid)?;
@@ -182,8 +182,7 @@ impl Prepared {
 impl Opened {
     fn into_init<'a>(
         self,
-        plan: &'a Plan,
-        procfs: &'a Procfs,
+        (plan, procfs): (&'a Plan, &'a Procfs),
         (cgroups, keyring): (Option<CgroupMounts>, Keyring),
         state: Value,
         common: Common<'a>,
