@@ -8,7 +8,7 @@ LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmar
 # system calls struck by `make crash`: kills, and failures of file calls
 POINTS = 1000 300
 
-.PHONY: help demo test bench check guest build crash conformance-cri conformance-runc conformance-nerdctl soak clean
+.PHONY: help demo test bench check guest build crash conformance-cri conformance-runc conformance-nerdctl soak fuzz clean
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
@@ -40,6 +40,8 @@ conformance-nerdctl: ## everyday uses of nerdctl, with our stack and with contai
 	@$(PREPARE) && $(INTEGRATION) nerdctl $(FILTER)
 soak: ## 2000 containers (COUNT) while daemons are restarted and killed; SEED repeats a run
 	@$(PREPARE) && $(INTEGRATION) soak --count $(or $(COUNT),2000) $(if $(SEED),--seed $(SEED))
+fuzz: ## each parser of bytes that others made, with inputs that coverage grows; SECONDS= each, TARGETS= picks some
+	@$(PREPARE) && hack/fuzz $(or $(SECONDS),10) $(TARGETS)
 clean: ## remove what was built, the cache of components and images too
 	cargo clean
 	rm -rf .cache

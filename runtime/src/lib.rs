@@ -7,6 +7,8 @@ pub mod cgroup;
 pub mod cli;
 mod error;
 mod exe;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod gate;
 mod handshake;
 mod hooks;

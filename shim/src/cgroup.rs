@@ -82,7 +82,7 @@ pub(crate) fn keyed(text: &str, key: &str) -> Option<u64> {
 }
 
 /// `memberships`: `ID:CONTROLLERS:PATH` lines (cgroups(7)); `mounts`: mountinfo (proc_pid_mountinfo(5)).
-fn locate(memberships: &str, mounts: &str) -> Option<Cgroup> {
+pub(crate) fn locate(memberships: &str, mounts: &str) -> Option<Cgroup> {
     let mounts: Vec<Mount<'_>> = mounts.lines().filter_map(Mount::parse).collect();
     let mut controllers = BTreeMap::new();
     let mut unified = None;

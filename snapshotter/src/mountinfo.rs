@@ -30,7 +30,7 @@ pub(crate) fn read() -> Result<Vec<Mounted>> {
     Ok(text.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
-fn parse(line: &[u8]) -> Option<Mounted> {
+pub(crate) fn parse(line: &[u8]) -> Option<Mounted> {
     let mut words = line.split(|byte| *byte == b' ');
     let dev = words.nth(2)?;
     let (root, point) = (unescape(words.next()?), unescape(words.next()?));

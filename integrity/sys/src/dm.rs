@@ -343,6 +343,17 @@ impl Request {
     }
 }
 
+/// Reads any bytes as the kernel's answers: the targets of a device, and the list of devices.
+#[cfg(fuzzing)]
+pub fn answers(bytes: &[u8]) {
+    let answer = Answer { buffer: bytes.to_vec(), object: String::new() };
+    let _ = answer.device();
+    for target in answer.targets().unwrap_or_default() {
+        drop((target.verity(), target.verity_status()));
+    }
+    drop(answer.devices());
+}
+
 /// What the kernel wrote.
 #[derive(Debug)]
 struct Answer {
@@ -380,9 +391,12 @@ impl Answer {
     /// `struct dm_target_spec` and text, `next` counted from the first one.
     fn targets(&self) -> Result<Vec<Target>> {
         let start = usize::try_from(self.u32_at(16)).unwrap_or(usize::MAX);
-        let mut at = start;
+        let (mut at, mut least) = (start, start);
         let mut targets = Vec::new();
         for _ in 0..self.u32_at(20) {
+            if at < least {
+                return Err(self.malformed("a target that does not lie behind the one before it"));
+            }
             let short = || self.malformed("a target beyond the end");
             let next =
                 self.array(at.saturating_add(20)).map(u32::from_ne_bytes).ok_or_else(short)?;
@@ -392,6 +406,7 @@ impl Answer {
                 kind: self.text_at(at + 24, 16)?,
                 text: self.text_at(at + SPEC, usize::MAX)?,
             });
+            least = at.saturating_add(SPEC);
             at = start.saturating_add(usize::try_from(next).unwrap_or(usize::MAX));
         }
         Ok(targets)
@@ -475,6 +490,15 @@ mod tests {
         assert_eq!(targets.len(), 2);
         assert_eq!((targets[1].sectors, targets[1].text.as_str()), (16, "V -"));
         answer.buffer.truncate(HEADER + 60);
+        assert!(answer.targets().is_err());
+    }
+
+    #[test]
+    fn targets_that_lead_back_are_refused() {
+        let request = Request::new("x").target(8, "V").target(16, "V -");
+        let mut answer = Answer { buffer: request.buffer, object: "x".to_owned() };
+        answer.buffer[20..24].copy_from_slice(&3u32.to_ne_bytes());
+        answer.buffer[HEADER + 20..HEADER + 24].copy_from_slice(&0u32.to_ne_bytes());
         assert!(answer.targets().is_err());
     }
 

@@ -18,6 +18,8 @@
 pub mod config;
 pub mod evidence;
 pub mod exec_control;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod gate;
 pub mod ipe;
 mod levels;

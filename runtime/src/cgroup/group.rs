@@ -160,7 +160,7 @@ impl Group {
 }
 
 /// The path of the hierarchy with `controller` in a text like `/proc/self/cgroup`.
-fn path_in<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+pub(super) fn path_in<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let (_id, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;

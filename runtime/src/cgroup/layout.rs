@@ -57,14 +57,14 @@ impl Layout {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Mount {
+pub(super) struct Mount {
     controllers: Vec<String>,
     point: String,
 }
 
 /// The cgroup mounts of a mountinfo text, each hierarchy once: the one whose root is the hierarchy's, under
 /// `/sys/fs/cgroup` if possible.
-fn parse_mountinfo(text: &str) -> Vec<Mount> {
+pub(super) fn parse_mountinfo(text: &str) -> Vec<Mount> {
     let mut found: Vec<(Mount, u8)> = Vec::new();
     for line in text.lines() {
         let Some((mount, rank)) = parse_line(line) else { continue };

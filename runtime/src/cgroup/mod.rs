@@ -27,6 +27,8 @@ mod error;
 mod filter;
 mod freezer;
 mod from_spec;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod group;
 #[cfg(test)]
 mod kernel;

@@ -327,6 +327,16 @@ fn pressure(text: &str) -> Option<Pressure> {
     Some(Pressure { some: stall("some ")?, full: stall("full ").unwrap_or_default() })
 }
 
+/// Reads `text` as every file there is.
+#[cfg(fuzzing)]
+pub(super) fn parse(text: &str) {
+    drop((table(text), numbers(text), pressure(text)));
+    drop(blocks_v2(text, None));
+    for line in text.lines() {
+        drop(block_v1(line));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

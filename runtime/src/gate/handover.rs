@@ -115,7 +115,7 @@ pub(crate) fn read(path: &Path) -> Result<Rootfs> {
     parse(&bytes).context(|| path.display().to_string())
 }
 
-fn parse(bytes: &[u8]) -> Result<Rootfs> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Rootfs> {
     let file: HandOver = serde_json::from_slice(bytes)?;
     if file.schema_version != 1 {
         let found = file.schema_version;

@@ -20,6 +20,8 @@ mod audit;
 mod claims;
 pub(crate) mod code;
 mod handover;
+#[cfg(fuzzing)]
+pub(crate) use handover::parse as hand_over;
 mod hardening;
 mod mounts;
 mod overlay;

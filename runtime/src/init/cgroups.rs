@@ -81,7 +81,7 @@ impl CgroupMounts {
 /// Mount point and controllers of a line of mountinfo, if it is a v1 hierarchy.
 ///
 /// Source: proc_pid_mountinfo(5): the fifth field, and after ` - ` type, source and superblock options.
-fn v1_mount(line: &str) -> Option<(&str, Vec<String>)> {
+pub(crate) fn v1_mount(line: &str) -> Option<(&str, Vec<String>)> {
     let (before, after) = line.split_once(" - ")?;
     let mount_point = before.split(' ').nth(4)?;
     let mut after = after.split(' ');

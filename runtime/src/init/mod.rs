@@ -21,6 +21,8 @@ mod program;
 mod root;
 mod rootfs;
 mod security;
+#[cfg(fuzzing)]
+pub(crate) use cgroups::v1_mount;
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};

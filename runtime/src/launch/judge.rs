@@ -196,7 +196,7 @@ fn shows_the_host(plan: &Plan, procfs: &Procfs) -> Result<bool> {
 const HOST_VIEWS: [u64; 3] = [PROC_SUPER_MAGIC, 0x27_e0eb, 0x6367_7270];
 
 /// The mount point of a line of mountinfo, if one of [`HOST_VIEWS`] is mounted there.
-fn host_view(line: &str) -> Option<PathBuf> {
+pub(crate) fn host_view(line: &str) -> Option<PathBuf> {
     let (left, right) = line.split_once(" - ")?;
     let kind = right.split(' ').next()?;
     let point = left.split(' ').nth(4)?;

@@ -7,6 +7,8 @@ mod judge;
 mod own;
 mod settle;
 mod undo;
+#[cfg(fuzzing)]
+pub(crate) use judge::host_view;
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -39,7 +39,7 @@ pub(crate) fn ps(
 }
 
 /// The heading, and the lines whose column `PID` is one of `pids`.
-fn table(text: &str, pids: &[i32]) -> Result<String> {
+pub(crate) fn table(text: &str, pids: &[i32]) -> Result<String> {
     let mut lines = text.lines();
     let heading = lines.next().unwrap_or_default();
     let column = heading.split_whitespace().position(|title| title == "PID");

@@ -1,4 +1,9 @@
 //! The kernel's view of a filter, for tests: checks a program as `seccomp_check_filter` does, and runs it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests and fuzz targets stop at the first thing that is not as it should be"
+)]
 
 use hallmark_sys::seccomp::{Instruction, MAX_INSTRUCTIONS};
 

@@ -34,12 +34,15 @@ mod rule;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod cases;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 #[cfg(target_arch = "x86_64")]
 mod interpret;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod oracle;
+#[cfg(fuzzing)]
+#[cfg(target_arch = "x86_64")]
+pub mod plain;
 
 use std::os::fd::OwnedFd;
 

@@ -13,6 +13,8 @@ mod directory;
 mod id;
 mod process;
 mod record;
+#[cfg(fuzzing)]
+pub(crate) use process::parse as process_stat;
 
 use std::path::Path;
 

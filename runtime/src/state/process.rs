@@ -64,7 +64,7 @@ pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
 }
 
 /// Fields 3 and 22; the second may hold anything, parentheses included, so counting starts after its last `)`.
-fn parse(text: &str) -> Option<Stat> {
+pub(crate) fn parse(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;

@@ -10,6 +10,8 @@
 mod mountinfo;
 mod record;
 mod volume;
+#[cfg(fuzzing)]
+pub(crate) use mountinfo::parse as mount_table;
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     /// The mount's id, as `statx` gives it.
     pub(super) id: u64,
     /// The id of the mount it is mounted on.
@@ -26,7 +26,7 @@ pub(super) struct Mount {
 /// Reads a whole table.
 ///
 /// `Err` holds the first line that is none: a table understood in part proves nothing.
-pub(super) fn parse(table: &[u8]) -> Result<Vec<Mount>, String> {
+pub(crate) fn parse(table: &[u8]) -> Result<Vec<Mount>, String> {
     let lines = table.split(|&b| b == b'\n').filter(|line| !line.is_empty());
     lines
         .map(|line| {
