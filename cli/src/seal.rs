@@ -177,6 +177,6 @@ mod tests {
     #[test]
     fn the_sealed_format_is_the_packers() {
         let name = serde_json::to_value(LayerFormat::HallmarkErofs1).unwrap();
-        assert_eq!(name, hallmark_erofs::LAYER_FORMAT);
+        assert_eq!(name, hallmark_erofs::Format::Erofs1.name());
     }
 }

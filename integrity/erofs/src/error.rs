@@ -32,7 +32,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match &self.0 {
             Cause::Blob(_) => ErrorKind::Blob,
-            Cause::Image(_) | Cause::Changed(_) | Cause::Unplaced => ErrorKind::Image,
+            Cause::Image(_) | Cause::Object(_) | Cause::Changed(_) | Cause::Unplaced => {
+                ErrorKind::Image
+            }
             Cause::Header { .. } | Cause::Entry { .. } | Cause::Truncated { .. } => {
                 ErrorKind::Malformed
             }
@@ -69,6 +71,8 @@ pub(crate) enum Cause {
     Blob(#[source] io::Error),
     #[error("layer image cannot be written")]
     Image(#[source] io::Error),
+    #[error("the content of a file cannot be kept")]
+    Object(#[source] io::Error),
     #[error("layer image: block {0} is not what was written to it")]
     Changed(u64),
     #[error("layer image: a name leads to no inode")]

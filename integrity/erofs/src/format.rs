@@ -1,8 +1,11 @@
-//! The layer image format `hallmark-erofs.1`: an EROFS image and the dm-verity volume over it.
+//! The layer image formats: an EROFS image and the dm-verity volume over it.
 //!
-//! This comment and the vectors in `tests/` are the format. It never changes: one byte laid out
+//! This comment and the vectors in `tests/` are the formats. They never change: one byte laid out
 //! differently would void every signature, and is a new format name. Numbers are little endian,
 //! blocks have 4096 bytes, unused bytes are zero. The same tar gives the same bytes.
+//!
+//! `hallmark-erofs.1` holds everything; all below is said of it. `hallmark-composefs.1` is the same
+//! but for what the last section says.
 //!
 //! # Blocks
 //!
@@ -83,22 +86,109 @@
 //! Block 0, and the `nlink` of inodes with other than one name. An inode that lost all its names
 //! (the tar replaced it) stays where it is, with no name and `nlink` as written.
 //!
-//! Source: kernel `fs/erofs/erofs_fs.h`, Documentation/filesystems/erofs.rst.
+//! # `hallmark-composefs.1`
+//!
+//! The content of every regular file that is not empty is an *object*: a file of its own, named by
+//! its fs-verity digest (SHA-256, blocks of 4096 bytes, no salt) as [`object_path`] says. overlayfs
+//! finds it in a data-only lower, and with `verity=require` compares the digest at each open.
+//!
+//! | what | here |
+//! |---|---|
+//! | salt | SHA-256 of `hallmark-composefs.1` |
+//! | superblock | volume_name `hallmark.c1`, feature_incompat 4: chunked files |
+//! | inode of such a file | format 9 (chunks), startblk 19 (chunks of 2^31 bytes); behind the attributes 0xffffffff for each chunk: holes |
+//! | its attributes | two more, which no tar can bring: `trusted.overlay.metacopy`: bytes 0, 36, 0, 1 and the digest; `trusted.overlay.redirect`: `/` and the object's path |
+//! | where it goes | the inode, its attributes and holes as one, by the rules of an inode without a tail |
+//!
+//! All else (empty files, symlinks, directories, whiteouts) is as in `hallmark-erofs.1`.
+//!
+//! Source: kernel `fs/erofs/erofs_fs.h`, Documentation/filesystems/erofs.rst; `struct ovl_metacopy`
+//! of `fs/overlayfs/overlayfs.h`.
 
-use hallmark_verity::{DiffId, Salt};
+use hallmark_verity::{DiffId, FileDigest, Salt};
 
-/// The name of the format, as a seal states it.
-pub const LAYER_FORMAT: &str = "hallmark-erofs.1";
+use crate::xattr::Xattrs;
 
-/// The salt of every volume of this format: SHA-256 of [`LAYER_FORMAT`].
-///
-/// One salt, because blocks are hashed as they fly by, before anything about the whole is known;
-/// and not none, so that a root hash of this format is one of no other.
-#[must_use]
-pub fn salt() -> Salt {
-    // Only a salt longer than 256 bytes is refused.
-    Salt::from_bytes(DiffId::of(LAYER_FORMAT.as_bytes()).as_bytes()).unwrap_or_default()
+/// A format of layer images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `hallmark-erofs.1`: the image holds all.
+    Erofs1,
+    /// `hallmark-composefs.1`: the image holds names and attributes, objects hold the contents.
+    Composefs1,
 }
+
+impl Format {
+    const ALL: [Self; 2] = [Self::Erofs1, Self::Composefs1];
+
+    /// Its name, as a seal states it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Erofs1 => "hallmark-erofs.1",
+            Self::Composefs1 => "hallmark-composefs.1",
+        }
+    }
+
+    /// The salt of every volume of this format: SHA-256 of its name.
+    ///
+    /// One salt, because blocks are hashed as they fly by, before anything about the whole is
+    /// known; and not none, so that a root hash of one format is one of no other.
+    #[must_use]
+    pub fn salt(self) -> Salt {
+        // Only a salt longer than 256 bytes is refused.
+        Salt::from_bytes(DiffId::of(self.name().as_bytes()).as_bytes()).unwrap_or_default()
+    }
+
+    fn volume_name(self) -> &'static [u8; 16] {
+        match self {
+            Self::Erofs1 => b"hallmark.1\0\0\0\0\0\0",
+            Self::Composefs1 => b"hallmark.c1\0\0\0\0\0",
+        }
+    }
+
+    fn feature_incompat(self) -> u32 {
+        match self {
+            Self::Erofs1 => 0,
+            Self::Composefs1 => CHUNKED_FILE,
+        }
+    }
+}
+
+/// Where an object is below the directory of objects: two hex digits of its digest, `/`, the other
+/// 62.
+#[must_use]
+pub fn object_path(digest: &FileDigest) -> String {
+    let hex = digest.to_hex();
+    let (fan, rest) = hex.split_at_checked(2).unwrap_or_default();
+    format!("{fan}/{rest}")
+}
+
+/// The attributes by which overlayfs finds and proves an object.
+pub(crate) fn object_xattrs(digest: &FileDigest) -> [(Vec<u8>, Vec<u8>); 2] {
+    let metacopy = [&METACOPY[..], digest.as_bytes()].concat();
+    let redirect = format!("/{}", object_path(digest)).into_bytes();
+    [(b"trusted.overlay.metacopy".to_vec(), metacopy), (REDIRECT.to_vec(), redirect)]
+}
+
+/// Takes the digest out of attributes that have what [`object_xattrs`] gives, and nothing else of
+/// the kind.
+pub(crate) fn take_object(xattrs: &mut Xattrs) -> Result<FileDigest, &'static str> {
+    let bad = "attributes name no object";
+    let found = xattrs.get(&b"trusted.overlay.metacopy"[..]).ok_or(bad)?;
+    let digest = found.strip_prefix(&METACOPY).and_then(|digest| digest.try_into().ok());
+    let digest = FileDigest::from_bytes(digest.ok_or(bad)?);
+    for (name, value) in object_xattrs(&digest) {
+        if xattrs.remove(&name) != Some(value) {
+            return Err(bad);
+        }
+    }
+    Ok(digest)
+}
+
+/// `struct ovl_metacopy` before the digest: version, length, flags, SHA-256.
+const METACOPY: [u8; 4] = [0, 36, 0, 1];
+const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 
 pub(crate) const BLOCK: usize = hallmark_verity::BLOCK;
 pub(crate) const SUPERBLOCK: usize = 1024;
@@ -117,7 +207,10 @@ pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 const MAGIC: u32 = 0xE0F5_E1E2;
 const FEATURE_COMPAT: u32 = 3;
-const VOLUME_NAME: &[u8; 16] = b"hallmark.1\0\0\0\0\0\0";
+const CHUNKED_FILE: u32 = 4;
+/// Chunks of 2^(12 + 19) bytes: one is enough for nearly every file.
+const CHUNK: u32 = 19;
+const CHUNK_LEN: u64 = 1 << 31;
 
 pub(crate) const S_IFMT: u16 = 0o170_000;
 pub(crate) const S_IFDIR: u16 = 0o040_000;
@@ -220,6 +313,8 @@ pub(crate) enum Data {
     Plain(u32),
     /// Full blocks from this one on, the rest behind the inode.
     Inline(u32),
+    /// In an object.
+    Object,
 }
 
 /// An inode as it is on disk.
@@ -235,6 +330,12 @@ pub(crate) struct Inode {
     pub(crate) xattrs: usize,
 }
 
+/// What stands behind the attributes of a file of `size` bytes whose content is an object.
+pub(crate) fn holes(size: u64) -> Vec<u8> {
+    let chunks = usize::try_from(size.div_ceil(CHUNK_LEN)).unwrap_or(usize::MAX);
+    vec![0xff; chunks.saturating_mul(4)]
+}
+
 impl Inode {
     pub(crate) fn encode(&self) -> [u8; INODE] {
         let (format, pointer) = match self.data {
@@ -242,6 +343,7 @@ impl Inode {
             Data::Device(number) => (1, number),
             Data::Plain(start) => (1, start),
             Data::Inline(start) => (5, start),
+            Data::Object => (9, CHUNK),
         };
         let icount = match self.xattrs {
             0 => 0,
@@ -294,6 +396,7 @@ impl Inode {
             (1, 0) if pointer == 0 => Data::Empty,
             (1, 1..) if !device && kind != FileType::Fifo => Data::Plain(pointer),
             (5, 1..) if !device && kind != FileType::Fifo => Data::Inline(pointer),
+            (9, 1..) if kind == FileType::Regular && pointer == CHUNK => Data::Object,
             _ => return Err("inode has a layout that this format has not"),
         };
         let xattrs = match icount {
@@ -308,6 +411,7 @@ impl Inode {
 /// The free fields of the EROFS superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Superblock {
+    pub(crate) format: Format,
     pub(crate) inos: u64,
     pub(crate) blocks: u32,
     pub(crate) uuid: [u8; 16],
@@ -328,8 +432,9 @@ impl Superblock {
         out.put(&self.blocks.to_le_bytes());
         out.put(&[0; 8]);
         out.put(&self.uuid);
-        out.put(VOLUME_NAME);
-        out.put(&[0; 48]);
+        out.put(self.format.volume_name());
+        out.put(&self.format.feature_incompat().to_le_bytes());
+        out.put(&[0; 44]);
         let checksum = crc32c(area);
         if let Some(field) = area.get_mut(4..8) {
             field.copy_from_slice(&checksum.to_le_bytes());
@@ -347,7 +452,10 @@ impl Superblock {
         let mut rest = Take(rest.0.get(12..).unwrap_or_default());
         let blocks = u32::from_le_bytes(rest.take());
         let mut rest = Take(rest.0.get(8..).unwrap_or_default());
-        let superblock = Self { inos, blocks, uuid: rest.take() };
+        let (uuid, name) = (rest.take(), rest.take());
+        let format = Format::ALL.into_iter().find(|format| *format.volume_name() == name);
+        let format = format.ok_or("superblock is not one of a known format")?;
+        let superblock = Self { format, inos, blocks, uuid };
         let mut again = *block;
         if let Some(area) = again.get_mut(..SUPERBLOCK) {
             area.fill(0);
@@ -435,7 +543,40 @@ mod tests {
     fn the_salt_is_the_hash_of_the_name() {
         // printf hallmark-erofs.1 | sha256sum
         let hex = "5f788159610d33007b120afc73f39a46687c8f9d04a661c58e92c4335d49ea8c";
-        assert_eq!(salt().to_string(), hex);
+        assert_eq!(Format::Erofs1.salt().to_string(), hex);
+        // printf hallmark-composefs.1 | sha256sum
+        let hex = "054cc5a989adffdbd6fb457f99f51bb52f4a1bdc651a3a43537eb5ea2a2fae82";
+        assert_eq!(Format::Composefs1.salt().to_string(), hex);
+    }
+
+    #[test]
+    fn an_object_is_named_in_one_way_only() {
+        let digest = FileDigest::from_bytes([0xab; 32]);
+        let named = || Xattrs::from(object_xattrs(&digest));
+        assert_eq!(object_path(&digest), format!("ab/{}", "ab".repeat(31)));
+        let mut xattrs = named();
+        xattrs.insert(b"user.a".to_vec(), Vec::new());
+        assert_eq!(take_object(&mut xattrs), Ok(digest));
+        assert_eq!(xattrs.len(), 1);
+        for (name, at) in
+            [(&b"trusted.overlay.metacopy"[..], 3), (b"trusted.overlay.metacopy", 9), (REDIRECT, 5)]
+        {
+            let mut xattrs = named();
+            xattrs.get_mut(name).unwrap()[at] ^= 1;
+            assert!(take_object(&mut xattrs).is_err(), "{} {at}", name.escape_ascii());
+        }
+        for name in [&b"trusted.overlay.metacopy"[..], REDIRECT] {
+            let mut xattrs = named();
+            xattrs.remove(name);
+            assert!(take_object(&mut xattrs).is_err());
+        }
+    }
+
+    #[test]
+    fn a_hole_for_each_chunk() {
+        for (size, len) in [(1, 4), (1 << 31, 4), ((1 << 31) + 1, 8), (1 << 40, 4 * 512)] {
+            assert_eq!(holes(size), vec![0xff; len], "{size} bytes");
+        }
     }
 
     #[test]
@@ -455,6 +596,10 @@ mod tests {
         let device =
             Inode { kind: FileType::CharDevice, size: 0, data: Data::Device(0x103), ..inode };
         assert_eq!(Inode::parse(&device.encode()), Ok(device));
+        let object = Inode { data: Data::Object, ..inode };
+        assert_eq!(Inode::parse(&object.encode()), Ok(object));
+        let directory = Inode { kind: FileType::Directory, ..object };
+        assert!(Inode::parse(&directory.encode()).is_err());
         for at in [0, 6, 16, 48, 63] {
             let mut bytes = Inode { data: Data::Empty, size: 0, ..inode }.encode();
             bytes[at] ^= 2;
@@ -464,15 +609,17 @@ mod tests {
 
     #[test]
     fn every_changed_byte_of_block_0_is_seen() {
-        let superblock = Superblock { inos: 3, blocks: 12, uuid: [5; 16] };
-        let mut block = [0; BLOCK];
-        block[2000] = 1;
-        superblock.encode_into(&mut block);
-        assert_eq!(Superblock::parse(&block), Ok(superblock));
-        for at in 0..BLOCK {
-            let mut bad = block;
-            bad[at] ^= 0x10;
-            assert!(Superblock::parse(&bad).is_err(), "byte {at}");
+        for format in Format::ALL {
+            let superblock = Superblock { format, inos: 3, blocks: 12, uuid: [5; 16] };
+            let mut block = [0; BLOCK];
+            block[2000] = 1;
+            superblock.encode_into(&mut block);
+            assert_eq!(Superblock::parse(&block), Ok(superblock));
+            for at in 0..BLOCK {
+                let mut bad = block;
+                bad[at] ^= 0x10;
+                assert!(Superblock::parse(&bad).is_err(), "{format:?}, byte {at}");
+            }
         }
     }
 }

@@ -6,8 +6,8 @@ use hallmark_verity::{Superblock as VeritySuperblock, Tree, TreeBuilder, VolumeP
 
 use crate::error::{Cause, Error};
 use crate::format::{
-    BLOCK, Data, INODE, Inode, NLINK_OFFSET, NO_BLOCK, Nid, ROOT_ROOM, SLOT, SUPERBLOCK,
-    SUPERBLOCK_LEN, Superblock, salt,
+    BLOCK, Data, Format, INODE, Inode, NLINK_OFFSET, NO_BLOCK, Nid, ROOT_ROOM, SLOT, SUPERBLOCK,
+    SUPERBLOCK_LEN, Superblock,
 };
 
 /// Bytes collected before they are handed to the image file. Runs of blocks that are longer go there without a copy.
@@ -36,6 +36,7 @@ pub(crate) struct Ino(pub(crate) u32);
 
 /// An image being written.
 pub(crate) struct ImageWriter<W: Write> {
+    format: Format,
     out: BufWriter<W>,
     tree: TreeBuilder,
     /// The open block, without its trailing zeros.
@@ -48,11 +49,12 @@ pub(crate) struct ImageWriter<W: Write> {
 
 impl<W: Read + Write + Seek> ImageWriter<W> {
     /// Begins at the start of `image`, with block 0 still empty.
-    pub(crate) fn new(mut image: W) -> Result<Self, Error> {
+    pub(crate) fn new(mut image: W, format: Format) -> Result<Self, Error> {
         image.seek(SeekFrom::Start(0)).map_err(Cause::Image)?;
         let mut writer = Self {
+            format,
             out: BufWriter::with_capacity(WRITE, image),
-            tree: TreeBuilder::new(&salt()),
+            tree: TreeBuilder::new(&format.salt()),
             open: Vec::with_capacity(BLOCK),
             waiting: Vec::new(),
             nids: Vec::new(),
@@ -219,11 +221,12 @@ impl<W: Read + Write + Seek> ImageWriter<W> {
         block.resize(BLOCK, 0);
         if let Some(block) = block.first_chunk_mut::<BLOCK>() {
             let blocks = self.next_block()?;
-            Superblock { inos, blocks, uuid }.encode_into(block);
+            Superblock { format: self.format, inos, blocks, uuid }.encode_into(block);
             self.rewrite(0, block)?;
         }
         let tree = self.tree.finish().map_err(Cause::Verity)?;
-        let params = VolumeParams::new(salt(), tree.data_blocks()).map_err(Cause::Verity)?;
+        let params =
+            VolumeParams::new(self.format.salt(), tree.data_blocks()).map_err(Cause::Verity)?;
         let data_len = params.data_len();
         let superblock = VeritySuperblock { uuid, params }.encode();
         let padding = ZEROS.get(superblock.len()..).unwrap_or_default();

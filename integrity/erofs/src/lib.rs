@@ -1,6 +1,6 @@
 //! Layer tar to a deterministic EROFS image with its hash tree, and a reader. Pure: opens nothing.
 //!
-//! The format is `hallmark-erofs.1`. Layout: `format.rs`. What a tar entry becomes: `layer.rs`.
+//! The formats are `hallmark-erofs.1` and `hallmark-composefs.1`. Layout: `format.rs`. What a tar entry becomes: `layer.rs`.
 //! Which tars are read at all: `tar.rs`.
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -12,6 +12,7 @@ mod image;
 mod layer;
 mod layout;
 mod limits;
+mod objects;
 mod pack;
 mod pax;
 mod read;
@@ -21,8 +22,9 @@ mod tar;
 mod xattr;
 
 pub use error::{Error, ErrorKind};
-pub use format::{LAYER_FORMAT, Timestamp, salt};
+pub use format::{Format, Timestamp, object_path};
 pub use limits::Limits;
-pub use pack::{PackedLayer, pack};
+pub use objects::Objects;
+pub use pack::{PackedLayer, pack, pack_with_objects};
 pub use read::{Entry, EntryKind, Image};
 pub use stream::Compression;

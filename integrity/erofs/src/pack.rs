@@ -2,14 +2,19 @@
 
 use std::io::{Read, Seek, Write};
 
-use hallmark_verity::{DataBlocks, DiffId, LayerDigest, RootHash, Salt, Tree, VolumeParams};
+use hallmark_verity::{
+    DataBlocks, DiffId, FileDigest, FileHasher, LayerDigest, RootHash, Salt, Tree, VolumeParams,
+};
 
 use crate::error::{Cause, Error};
-use crate::format::{BLOCK, Data, FileType, Inode, Meta, NO_BLOCK, salt, uuid};
+use crate::format::{
+    BLOCK, Data, FileType, Format, Inode, Meta, NO_BLOCK, holes, object_xattrs, uuid,
+};
 use crate::image::{ImageWriter, blocks_and_tail};
 use crate::layer::{Layer, Leaf, symlink_target};
 use crate::layout;
 use crate::limits::Limits;
+use crate::objects::Objects;
 use crate::stream::{Compression, with_stream};
 use crate::tar::{TarEntry, TarKind, TarReader};
 use crate::xattr::{self, Fate, Xattrs};
@@ -20,6 +25,7 @@ const SPARSE: usize = 16 * BLOCK;
 /// A layer that [`pack`] read to its end and whose image it wrote: these digests belong together.
 #[derive(Debug)]
 pub struct PackedLayer {
+    format: Format,
     layer_digest: LayerDigest,
     diff_id: DiffId,
     tar_len: u64,
@@ -57,7 +63,7 @@ impl PackedLayer {
     /// The salt of the volume: that of the format.
     #[must_use]
     pub fn salt(&self) -> Salt {
-        salt()
+        self.format.salt()
     }
 
     /// The length of the data device.
@@ -80,8 +86,8 @@ impl PackedLayer {
     }
 }
 
-/// Reads a layer to its very end and writes its image, hash tree included, from the start of
-/// `image`.
+/// Reads a layer to its very end and writes its image of format [`Erofs1`](Format::Erofs1), hash
+/// tree included, from the start of `image`.
 ///
 /// `image` must be empty and open for reading too (few blocks are read back to set link counts);
 /// `&File` will do. It is flushed, not synced. After an error its content is meaningless. The
@@ -101,10 +107,63 @@ where
     R: Read + Send,
     W: Read + Write + Seek,
 {
+    pack_into(blob, compression, image, Contents::Inside, limits)
+}
+
+/// As [`pack`], but the image is of format [`Composefs1`](Format::Composefs1), and the contents of
+/// files go to `objects` as they come.
+///
+/// An object is given for each entry of the tar, also for one that a later entry replaces, and as
+/// often as it is there.
+///
+/// # Errors
+/// Every [`ErrorKind`](crate::ErrorKind) but `Format`; what `objects` answers is of kind `Image`.
+pub fn pack_with_objects<R, W>(
+    blob: R,
+    compression: Compression,
+    image: W,
+    objects: &mut dyn Objects,
+    limits: &Limits,
+) -> Result<PackedLayer, Error>
+where
+    R: Read + Send,
+    W: Read + Write + Seek,
+{
+    pack_into(blob, compression, image, Contents::Objects(objects), limits)
+}
+
+/// Where the contents of files go.
+enum Contents<'a> {
+    Inside,
+    Objects(&'a mut dyn Objects),
+}
+
+impl Contents<'_> {
+    fn format(&self) -> Format {
+        match self {
+            Self::Inside => Format::Erofs1,
+            Self::Objects(_) => Format::Composefs1,
+        }
+    }
+}
+
+fn pack_into<'a, R, W>(
+    blob: R,
+    compression: Compression,
+    image: W,
+    contents: Contents<'a>,
+    limits: &'a Limits,
+) -> Result<PackedLayer, Error>
+where
+    R: Read + Send,
+    W: Read + Write + Seek,
+{
+    let format = contents.format();
     let (read, layer_digest) = with_stream(blob, compression, limits.bytes, |stream| {
         let mut tar = TarReader::new(stream);
         let mut packer = Packer {
-            image: ImageWriter::new(image)?,
+            image: ImageWriter::new(image, format)?,
+            contents,
             layer: Layer::new(limits),
             limits,
             dropped_xattrs: 0,
@@ -124,8 +183,9 @@ where
     })?;
     let (diff_id, tar_len, tree, dropped_xattrs) = read;
     let data_blocks = tree.data_blocks();
-    let params = VolumeParams::new(salt(), data_blocks).map_err(Cause::Verity)?;
+    let params = VolumeParams::new(format.salt(), data_blocks).map_err(Cause::Verity)?;
     Ok(PackedLayer {
+        format,
         layer_digest,
         diff_id,
         tar_len,
@@ -138,6 +198,7 @@ where
 
 struct Packer<'a, W: Write> {
     image: ImageWriter<W>,
+    contents: Contents<'a>,
     layer: Layer,
     limits: &'a Limits,
     dropped_xattrs: u64,
@@ -225,6 +286,15 @@ impl<W: Read + Write + Seek> Packer<'_, W> {
     ) -> Result<Leaf, Error> {
         let kind = FileType::Regular;
         let size = tar.sparse_len().unwrap_or(tar.content_len());
+        if size > 0 && matches!(self.contents, Contents::Objects(_)) {
+            // The tar's own attributes are measured alone: what is added is bounded.
+            let mut xattrs = self.keep(name, xattrs, kind)?;
+            xattrs.extend(object_xattrs(&self.object(size, tar)?));
+            let xattrs = xattr::encode(&xattrs, name, usize::MAX)?;
+            let inode = self.leaf_inode(kind, meta, Data::Object, xattrs.len())?;
+            let ino = self.image.place(&Inode { size, ..inode }, &[&xattrs, &holes(size)])?;
+            return Ok(Leaf { ino, kind, links: 1 });
+        }
         let xattrs = self.encode(name, xattrs, kind)?;
         let inode = self.leaf_inode(kind, meta, Data::Empty, xattrs.len())?;
         let inode = Inode { size, ..inode };
@@ -250,6 +320,54 @@ impl<W: Read + Write + Seek> Packer<'_, W> {
         Ok(Leaf { ino, kind, links: 1 })
     }
 
+    /// Hands over a file's content; the digest of it.
+    fn object(&mut self, size: u64, tar: &mut TarReader) -> Result<FileDigest, Error> {
+        let is_sparse = tar.sparse_len().is_some();
+        if is_sparse {
+            self.count_holes(size, tar)?;
+        }
+        let Contents::Objects(objects) = &mut self.contents else {
+            return Err(Cause::Unplaced.into());
+        };
+        let mut hasher = FileHasher::new();
+        let mut expanded = vec![0; if is_sparse { SPARSE } else { 0 }];
+        let mut left = size;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            let count = if is_sparse {
+                let part = expanded.get_mut(..most.min(SPARSE)).unwrap_or_default();
+                tar.expand(part)?;
+                hasher.update(part);
+                objects.write(part).map_err(Cause::Object)?;
+                part.len()
+            } else {
+                let part = tar.content()?;
+                hasher.update(part);
+                objects.write(part).map_err(Cause::Object)?;
+                let count = part.len();
+                tar.consume(count);
+                count
+            };
+            // content and map are as long as they say
+            if count == 0 {
+                return Err(Cause::Unplaced.into());
+            }
+            left = left.saturating_sub(count as u64);
+        }
+        let digest = hasher.finish();
+        objects.end(&digest).map_err(Cause::Object)?;
+        Ok(digest)
+    }
+
+    /// A few bytes of tar may state any size: holes count like bytes that are there.
+    fn count_holes(&mut self, size: u64, tar: &TarReader) -> Result<(), Error> {
+        self.holes = self.holes.saturating_add(size.saturating_sub(tar.content_len()));
+        if self.holes > self.limits.bytes {
+            return Err(Cause::Limit { what: "bytes", limit: self.limits.bytes }.into());
+        }
+        Ok(())
+    }
+
     /// Writes the full blocks of a sparse file, holes as zeros, and gives its tail back.
     fn sparse(
         &mut self,
@@ -258,11 +376,7 @@ impl<W: Read + Write + Seek> Packer<'_, W> {
         tail: usize,
         tar: &mut TarReader,
     ) -> Result<Vec<u8>, Error> {
-        // A few bytes of tar may state any size: holes count like bytes that are there.
-        self.holes = self.holes.saturating_add(size.saturating_sub(tar.content_len()));
-        if self.holes > self.limits.bytes {
-            return Err(Cause::Limit { what: "bytes", limit: self.limits.bytes }.into());
-        }
+        self.count_holes(size, tar)?;
         let mut blocks = vec![0; SPARSE];
         let mut left = full.saturating_mul(BLOCK as u64);
         while left > 0 {

@@ -1,4 +1,4 @@
-//! A reader of images of this format, and of no other EROFS.
+//! A reader of images of these formats, and of no other EROFS.
 //!
 //! Every number is checked before use, memory and time are bounded by [`Limits`], and nothing
 //! panics: the bytes may be anybody's. What it reads is what the kernel would show, names included
@@ -7,12 +7,14 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom, Write};
 
-use hallmark_verity::{DataBlocks, SUPERBLOCK_LEN, Superblock as VeritySuperblock, VolumeParams};
+use hallmark_verity::{
+    DataBlocks, FileDigest, SUPERBLOCK_LEN, Superblock as VeritySuperblock, VolumeParams,
+};
 
 use crate::error::{Cause, Error};
 use crate::format::{
-    BLOCK, DIRENT, Data, FileType, INODE, Inode, NAME_MAX, NO_BLOCK, Nid, OPAQUE, ROOT,
-    SYMLINK_MAX, Superblock, Take, Timestamp, salt,
+    BLOCK, DIRENT, Data, FileType, Format, INODE, Inode, NAME_MAX, NO_BLOCK, Nid, OPAQUE, ROOT,
+    SYMLINK_MAX, Superblock, Take, Timestamp, holes, take_object,
 };
 use crate::image::blocks_and_tail;
 use crate::limits::Limits;
@@ -43,7 +45,7 @@ pub struct Entry {
     pub mtime: Timestamp,
     /// Number of names.
     pub nlink: u32,
-    /// Full name and value, sorted by name; `trusted.overlay.opaque` is not among them.
+    /// Full name and value, sorted by name; those of overlayfs are not among them.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     nid: Nid,
 }
@@ -55,6 +57,9 @@ pub enum EntryKind {
     File {
         /// Bytes of content.
         size: u64,
+        /// Where they are, if not in the image; always so in a non-empty file of
+        /// [`Composefs1`](Format::Composefs1).
+        object: Option<FileDigest>,
     },
     /// A directory.
     Directory {
@@ -112,6 +117,12 @@ impl<R: Read + Seek> Image<R> {
         Ok(Self { data, superblock, limits: limits.clone() })
     }
 
+    /// The format of the image.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.superblock.format
+    }
+
     /// The volume over the image, as the superblocks at its start and its end state it.
     ///
     /// # Errors
@@ -119,7 +130,7 @@ impl<R: Read + Seek> Image<R> {
     /// disagrees.
     pub fn volume(&mut self) -> Result<VolumeParams, Error> {
         let blocks = DataBlocks(self.superblock.blocks.into());
-        let params = VolumeParams::new(salt(), blocks).map_err(Cause::Verity)?;
+        let params = VolumeParams::new(self.format().salt(), blocks).map_err(Cause::Verity)?;
         let at = params.data_len();
         let mut bytes = [0; SUPERBLOCK_LEN];
         read_at(&mut self.data, at, &mut bytes)?;
@@ -191,7 +202,8 @@ impl<R: Read + Seek> Image<R> {
     /// Writes the content of a regular file to `out`.
     ///
     /// # Errors
-    /// [`Format`](crate::ErrorKind::Format) if the entry is no regular file of this image;
+    /// [`Format`](crate::ErrorKind::Format) if the entry is no regular file of this image, or one
+    /// whose content is an object;
     /// [`Image`](crate::ErrorKind::Image) for what the image or `out` answer.
     pub fn content(&mut self, entry: &Entry, out: &mut impl Write) -> Result<(), Error> {
         let inode = self.inode(entry.nid)?;
@@ -219,6 +231,11 @@ impl<R: Read + Seek> Image<R> {
         if inode.data == Data::Empty && inode.kind == FileType::Directory {
             return Err(format_error(nid.offset(), "directory is empty"));
         }
+        let is_content = inode.kind == FileType::Regular && inode.size > 0;
+        let outside = is_content && self.format() == Format::Composefs1;
+        if outside != (inode.data == Data::Object) {
+            return Err(format_error(nid.offset(), "content is not where this format has it"));
+        }
         Ok(inode)
     }
 
@@ -236,7 +253,7 @@ impl<R: Read + Seek> Image<R> {
             Data::Inline(start) => {
                 (start, blocks_and_tail(inode.size).0.saturating_mul(BLOCK as u64))
             }
-            Data::Empty | Data::Device(_) => return Err(bad()),
+            Data::Empty | Data::Device(_) | Data::Object => return Err(bad()),
         };
         let head = in_blocks.saturating_sub(at).min(part.len() as u64);
         let (head, tail) = part
@@ -283,10 +300,14 @@ impl<R: Read + Seek> Image<R> {
         self.read_data(nid.offset().saturating_add(INODE as u64), &mut bytes)?;
         let mut xattrs = xattr::parse(&bytes).map_err(bad)?;
         let opaque = xattrs.remove(OPAQUE).is_some();
+        let object = match inode.data {
+            Data::Object => Some(self.object(nid, &inode, &mut xattrs)?),
+            _ => None,
+        };
         let kind = match (inode.kind, inode.data) {
             (FileType::Directory, _) => EntryKind::Directory { opaque },
             _ if opaque => return Err(bad("is opaque and not a directory")),
-            (FileType::Regular, _) => EntryKind::File { size: inode.size },
+            (FileType::Regular, _) => EntryKind::File { size: inode.size, object },
             (FileType::Symlink, _) => {
                 EntryKind::Symlink { target: self.small_content(nid, &inode, SYMLINK_MAX as u64)? }
             }
@@ -313,6 +334,27 @@ impl<R: Read + Seek> Image<R> {
             xattrs: xattrs.into_iter().collect(),
             nid,
         })
+    }
+
+    /// Which object a file's content is, and that nothing else is said of it.
+    fn object(
+        &mut self,
+        nid: Nid,
+        inode: &Inode,
+        xattrs: &mut xattr::Xattrs,
+    ) -> Result<FileDigest, Error> {
+        // What is not in the image takes no room in it: any size can be stated.
+        if inode.size > self.limits.bytes {
+            return Err(limit("bytes", self.limits.bytes));
+        }
+        let expected = holes(inode.size);
+        let mut found = vec![0; expected.len()];
+        let behind = INODE.saturating_add(inode.xattrs) as u64;
+        self.read_data(nid.offset().saturating_add(behind), &mut found)?;
+        if found != expected {
+            return Err(format_error(nid.offset(), "file has content beside its object"));
+        }
+        take_object(xattrs).map_err(|what| format_error(nid.offset(), what))
     }
 
     /// Names, positions and types in a directory, without `.` and `..`.

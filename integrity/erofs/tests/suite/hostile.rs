@@ -358,7 +358,7 @@ proptest! {
         let Ok((_, file)) = pack_tar(&tar) else { return Ok(()) };
         let mut ours = BTreeMap::new();
         for entry in Image::open(&file, &Limits::default()).unwrap().entries().unwrap() {
-            if let EntryKind::File { size } = entry.kind {
+            if let EntryKind::File { size, .. } = entry.kind {
                 ours.insert(entry.path, size);
             }
         }

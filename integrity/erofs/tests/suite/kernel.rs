@@ -31,7 +31,7 @@ const SHOW: &str = r#"
 "#;
 
 /// Whether a loop device with an EROFS image can be mounted here, and a line that says so if not.
-fn can_mount() -> bool {
+pub(crate) fn can_mount() -> bool {
     let (packed, mut image) = pack_tar(&[]).unwrap();
     let image = with_path(&mut image);
     assert_eq!(packed.data_blocks().0, 1);
@@ -47,7 +47,7 @@ fn can_mount() -> bool {
     mounted && has("tar") && has("find")
 }
 
-fn shell(script: &str, arguments: &[&Path]) {
+pub(crate) fn shell(script: &str, arguments: &[&Path]) {
     let output = Command::new("unshare")
         .args(["--mount", "sh", "-ec", script, "-"])
         .args(arguments)

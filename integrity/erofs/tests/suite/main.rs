@@ -4,6 +4,7 @@
 mod entries;
 mod hostile;
 mod kernel;
+mod objects;
 mod oracle;
 mod sparse;
 mod tarball;

@@ -172,7 +172,7 @@ pub(crate) fn show(tar: &[u8]) -> Result<Vec<String>, Error> {
 fn line(image: &mut Image<&File>, entry: &hallmark_erofs::Entry) -> String {
     use hallmark_erofs::EntryKind as Kind;
     let kind = match &entry.kind {
-        Kind::File { size } => {
+        Kind::File { size, .. } => {
             let mut content = Vec::new();
             image.content(entry, &mut content).unwrap();
             assert_eq!(content.len() as u64, *size);

@@ -21,7 +21,7 @@ fn own(item: Item) -> Item {
     Item { mode: 0o4751, uid: 1000, gid: 100_000, mtime: 1_700_000_000, ..item }
 }
 
-fn features() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn features() -> Vec<(&'static str, Vec<u8>)> {
     [contents(), names_and_attributes()].concat()
 }
 
