@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hallmark_seal::referrer::{MAX_MANIFEST_BYTES, Referrer};
 use hallmark_seal::{Claim, ClaimFile, Insertion, MAX_CLAIM_FILE_BYTES, StackId, Timestamp};
@@ -26,6 +26,7 @@ use hallmark_verity::RootHash;
 use crate::content::Content;
 use crate::error::{Error, Result, chain};
 use crate::layout::{self, UNFINISHED, Unfinished};
+use crate::proto::content::Info;
 
 /// The mark of a file that holds nothing but what was found here.
 const COLLECTED: &str = "trusted.hallmark.collected";
@@ -72,52 +73,71 @@ impl Claims {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies the claims of referrers in a namespace of containerd's content store that were not seen before.
-    pub(crate) fn collect(&self, content: &Content, namespace: &str) -> Result<()> {
-        let mut seen = self.seen();
-        if seen.len() > MAX_SEEN {
-            seen.clear();
-        }
-        for info in content.list(namespace)? {
-            let blob = (namespace.to_owned(), info.digest);
-            let known =
-                seen.get(&blob).is_some_and(|stack| stack.is_none_or(|stack| self.has(stack)));
-            if info.size > MAX_CANDIDATE || known {
-                continue;
-            }
-            match self.copy(content, &blob) {
+    /// Copies the claims of referrers in a namespace of containerd's content store that were not seen before. When
+    /// time is up the rest is left to the next look. Nothing is locked while containerd is waited for.
+    pub(crate) fn collect(
+        &self,
+        content: &Content,
+        namespace: &str,
+        patience: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        for blob in self.unseen(namespace, content.list(namespace, deadline)?) {
+            match self.copy(content, &blob, deadline) {
+                Err(error) if Instant::now() >= deadline => return Err(error),
                 // its payload is still being fetched, or containerd is going: the next look tells
                 Err(error @ (Error::Containerd { .. } | Error::ContainerdSlow { .. })) => {
                     tracing::debug!("referrer {}: {}", blob.1, chain(&error));
-                    continue;
                 }
                 Err(error @ Error::Io { .. }) => {
                     tracing::warn!("referrer {}: {}", blob.1, chain(&error));
-                    continue;
                 }
                 Err(error) => {
                     tracing::warn!("referrer {}: {}", blob.1, chain(&error));
-                    seen.insert(blob, None);
+                    self.seen().insert(blob, None);
                 }
                 Ok(stack) => {
-                    seen.insert(blob, stack);
+                    self.seen().insert(blob, stack);
                 }
             }
         }
         Ok(())
     }
 
+    /// Those that a look has to read: small, and not seen, or of a stack whose file is not there any more.
+    fn unseen(&self, namespace: &str, listed: Vec<Info>) -> Vec<(String, String)> {
+        let mut seen = self.seen();
+        if seen.len() > MAX_SEEN {
+            seen.clear();
+        }
+        let small = listed.into_iter().filter(|info| info.size <= MAX_CANDIDATE);
+        small
+            .map(|info| (namespace.to_owned(), info.digest))
+            .filter(|blob| match seen.get(blob) {
+                None => true,
+                Some(stack) => stack.is_some_and(|stack| !self.has(stack)),
+            })
+            .collect()
+    }
+
     /// The stack whose file the blob's claim is in now; `None` for a blob that is no referrer.
-    fn copy(&self, content: &Content, blob: &(String, String)) -> Result<Option<StackId>> {
+    fn copy(
+        &self,
+        content: &Content,
+        blob: &(String, String),
+        deadline: Instant,
+    ) -> Result<Option<StackId>> {
         let (namespace, digest) = blob;
         let limit = u64::try_from(MAX_MANIFEST_BYTES).unwrap_or(u64::MAX);
-        let bytes = content.read_small(namespace, digest, limit)?;
+        let bytes = content.read_small(namespace, digest, limit, deadline)?;
         // most small blobs are no JSON at all, and of those that are most are no referrers
         let Ok(Some(referrer)) = Referrer::parse(&bytes) else { return Ok(None) };
         let blobs: Result<Vec<Vec<u8>>> = referrer
             .blobs()
             .iter()
-            .map(|blob| content.read_small(namespace, &blob.digest.to_string(), blob.size))
+            .map(|blob| {
+                content.read_small(namespace, &blob.digest.to_string(), blob.size, deadline)
+            })
             .collect();
         let claim = referrer.claim(blobs?)?;
         let _locked = self.lock()?;

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -24,11 +24,30 @@ use crate::proto::content::{
 
 /// How long containerd may take for the first or next piece of a layer's blob.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a look for claims may hold up a Prepare.
-const LOOK: Duration = Duration::from_secs(5);
+/// How long it may take to say where a blob is.
+const INFO: Duration = Duration::from_secs(5);
 
 /// Where a containerd with its usual root keeps the bytes of blobs, by the hex of their digests.
 pub(crate) const BLOBS: &str = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256";
+
+/// How long containerd may take.
+#[derive(Debug, Clone, Copy)]
+enum Patience {
+    /// For each answer or piece of one.
+    Each(Duration),
+    /// For all of it.
+    Until(Instant),
+}
+
+impl Patience {
+    /// For what comes next.
+    fn left(self) -> Duration {
+        match self {
+            Self::Each(patience) => patience,
+            Self::Until(deadline) => deadline.saturating_duration_since(Instant::now()),
+        }
+    }
+}
 
 /// A client of containerd's content store. The connection is made when it is first needed, and again when it broke.
 #[derive(Debug, Clone)]
@@ -59,11 +78,11 @@ impl Content {
         }
     }
 
-    /// Every blob of a namespace.
-    pub(crate) fn list(&self, namespace: &str) -> Result<Vec<Info>> {
+    /// Every blob of a namespace, if containerd can tell them until then.
+    pub(crate) fn list(&self, namespace: &str, deadline: Instant) -> Result<Vec<Info>> {
         let request = self.request(namespace, ListContentRequest::default())?;
         let mut client = self.client.clone();
-        self.wait("content list", LOOK, async move {
+        self.wait("content list", Patience::Until(deadline), async move {
             let mut stream = client.list(request).await?.into_inner();
             let mut found = Vec::new();
             while let Some(ListContentResponse { info }) = stream.message().await? {
@@ -73,10 +92,16 @@ impl Content {
         })
     }
 
-    /// A small blob, whole. `limit` bytes are read at most.
-    pub(crate) fn read_small(&self, namespace: &str, digest: &str, limit: u64) -> Result<Vec<u8>> {
+    /// A small blob, whole, if it is there until then. `limit` bytes are read at most.
+    pub(crate) fn read_small(
+        &self,
+        namespace: &str,
+        digest: &str,
+        limit: u64,
+        deadline: Instant,
+    ) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let mut blob = self.stream(LOOK, namespace, digest)?.take(limit);
+        let mut blob = self.stream(Patience::Until(deadline), namespace, digest)?.take(limit);
         blob.read_to_end(&mut bytes).map_err(Error::io(format!("read blob {digest}")))?;
         Ok(bytes)
     }
@@ -86,7 +111,7 @@ impl Content {
         match self.file(namespace, digest) {
             Some(file) => Ok(Blob::File(file)),
             None => self
-                .stream(PATIENCE, namespace, digest)
+                .stream(Patience::Each(PATIENCE), namespace, digest)
                 .map(|stream| Blob::Stream(Box::new(stream))),
         }
     }
@@ -98,7 +123,7 @@ impl Content {
         let request = self.request(namespace, InfoRequest { digest: digest.to_owned() }).ok()?;
         let mut client = self.client.clone();
         let call = async move { Ok(client.info(request).await?.into_inner()) };
-        let size = self.wait("content info", LOOK, call).ok()?.info?.size;
+        let size = self.wait("content info", Patience::Each(INFO), call).ok()?.info?.size;
         let mut options = File::options();
         let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
         let file = options.read(true).custom_flags(no_follow).open(self.blobs.join(name));
@@ -109,7 +134,7 @@ impl Content {
         file.ok().filter(is_it)
     }
 
-    fn stream(&self, patience: Duration, namespace: &str, digest: &str) -> Result<Stream> {
+    fn stream(&self, patience: Patience, namespace: &str, digest: &str) -> Result<Stream> {
         let read = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
         let request = self.request(namespace, read)?;
         let mut client = self.client.clone();
@@ -135,18 +160,21 @@ impl Content {
     fn wait<T>(
         &self,
         call: &'static str,
-        patience: Duration,
+        patience: Patience,
         answer: impl Future<Output = std::result::Result<T, Status>>,
     ) -> Result<T> {
         let socket = || self.socket.clone();
-        match self.runtime.block_on(async { tokio::time::timeout(patience, answer).await }) {
+        let left = patience.left();
+        match self.runtime.block_on(async { tokio::time::timeout(left, answer).await }) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(status)) => {
                 Err(Error::Containerd { socket: socket(), call, status: Box::new(status) })
             }
-            Err(_elapsed) => {
-                Err(Error::ContainerdSlow { socket: socket(), call, seconds: patience.as_secs() })
-            }
+            Err(_elapsed) => Err(Error::ContainerdSlow {
+                socket: socket(),
+                call,
+                milliseconds: left.as_millis(),
+            }),
         }
     }
 }
@@ -174,8 +202,7 @@ pub(crate) struct Stream {
     piece: ReadContentResponse,
     /// Bytes of `piece` that were read.
     used: usize,
-    /// For the next piece.
-    patience: Duration,
+    patience: Patience,
     runtime: Handle,
 }
 
@@ -183,8 +210,9 @@ impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.used == self.piece.data.len() {
             let next = self.stream.message();
-            let next =
-                self.runtime.block_on(async { tokio::time::timeout(self.patience, next).await });
+            let next = self
+                .runtime
+                .block_on(async { tokio::time::timeout(self.patience.left(), next).await });
             match next
                 .map_err(io::Error::other)?
                 .map_err(|status| io::Error::other(status.message()))?

@@ -17,8 +17,8 @@ pub(crate) enum Error {
     BlobDigest { expected: LayerDigest, found: LayerDigest },
     #[error("containerd at {socket}: {call}: {answer}", socket = socket.display(), answer = status.message())]
     Containerd { socket: PathBuf, call: &'static str, status: Box<tonic::Status> },
-    #[error("containerd at {socket}: {call} took longer than {seconds} s", socket = socket.display())]
-    ContainerdSlow { socket: PathBuf, call: &'static str, seconds: u64 },
+    #[error("containerd at {socket}: {call} took longer than {milliseconds} ms", socket = socket.display())]
+    ContainerdSlow { socket: PathBuf, call: &'static str, milliseconds: u128 },
     #[error("the thread that packed the layer crashed")]
     Crashed,
     #[error("snapshot {name:?} exists")]
@@ -70,6 +70,11 @@ pub(crate) enum Error {
     Shared(#[from] Arc<Self>),
     #[error("database {path}", path = path.display())]
     Store { path: PathBuf, source: Box<redb::Error> },
+    #[error(
+        "database {path}: it is damaged: whoever reads it crashes ({status}); put it back from a backup, or move it, \
+         snapshots and layers away to begin anew", path = path.display()
+    )]
+    StoreBroken { path: PathBuf, status: std::process::ExitStatus },
     #[error(
         "database {path}: it is missing or empty, and there are snapshots or layers beside it; put it back from a \
          backup, or move snapshots and layers away to begin anew", path = path.display()
@@ -142,6 +147,7 @@ impl Error {
             | Self::Record { .. }
             | Self::Seal(_)
             | Self::Store { .. }
+            | Self::StoreBroken { .. }
             | Self::StoreMissing { .. }
             | Self::Sys(_)
             | Self::Task(_) => ErrorKind::Internal,

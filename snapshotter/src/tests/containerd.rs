@@ -25,6 +25,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(super) struct Store {
     blobs: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     reads: Arc<Mutex<Vec<String>>>,
+    slow: Arc<Mutex<Duration>>,
 }
 
 impl Store {
@@ -36,6 +37,16 @@ impl Store {
     /// The bytes of a blob.
     pub(super) fn get(&self, digest: &str) -> Vec<u8> {
         self.blobs.lock().unwrap()[digest].clone()
+    }
+
+    /// Takes this long for each read from now on.
+    pub(super) fn slow_down(&self, each: Duration) {
+        *self.slow.lock().unwrap() = each;
+    }
+
+    /// How many reads there were.
+    pub(super) fn reads(&self) -> usize {
+        self.reads.lock().unwrap().len()
     }
 
     /// How often a blob was read.
@@ -85,7 +96,8 @@ impl Content for Store {
         let blob = blob.ok_or_else(|| Status::not_found(digest.clone()))?;
         self.reads.lock().unwrap().push(digest);
         // long enough for a second Apply to find the first at work
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let slow = *self.slow.lock().unwrap();
+        tokio::time::sleep(slow.max(Duration::from_millis(50))).await;
         let pieces: Vec<_> = blob
             .chunks(1000)
             .map(|piece| Ok(ReadContentResponse { offset: 0, data: piece.to_vec() }))
