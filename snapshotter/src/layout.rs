@@ -110,7 +110,8 @@ pub(crate) fn image_name(diff_id: &DiffId) -> String {
     format!("{}.erofs", diff_id.to_hex())
 }
 
-/// A file in the making: gone when dropped, there for good after [`publish`](Self::publish).
+/// A file in the making: gone when dropped, there for good after [`publish`](Self::publish), or in two steps after
+/// [`synced`](Self::synced), which may take as long as the disk does, and [`Synced::named`], which does not.
 #[derive(Debug)]
 pub(crate) struct Unfinished {
     /// Empty, open for reading and writing.
@@ -134,12 +135,28 @@ impl Unfinished {
 
     /// Syncs it, gives it its name and syncs the directory: after this it survives a power cut.
     pub(crate) fn publish(self, name: &str) -> Result<()> {
-        let shown = self.path.display();
-        let to = self.directory.join(name);
-        self.file.sync_all().map_err(Error::io(format!("fsync {shown}")))?;
-        std::fs::rename(&self.path, &to)
-            .map_err(Error::io(format!("rename {shown} to {}", to.display())))?;
-        sync_directory(&self.directory)
+        self.synced()?.named(name)
+    }
+
+    /// Its bytes survive a power cut; it has no name yet.
+    pub(crate) fn synced(self) -> Result<Synced> {
+        self.file.sync_all().map_err(Error::io(format!("fsync {}", self.path.display())))?;
+        Ok(Synced(self))
+    }
+}
+
+/// A whole file that lacks its name.
+#[derive(Debug)]
+pub(crate) struct Synced(Unfinished);
+
+impl Synced {
+    /// Gives it its name and syncs the directory: after this it survives a power cut.
+    pub(crate) fn named(self, name: &str) -> Result<()> {
+        let Unfinished { path, directory, .. } = &self.0;
+        let to = directory.join(name);
+        let what = format!("rename {} to {}", path.display(), to.display());
+        std::fs::rename(path, &to).map_err(Error::io(what))?;
+        sync_directory(directory)
     }
 }
 

@@ -14,7 +14,7 @@ use hallmark_erofs::{Compression, Limits, PackedLayer};
 use hallmark_verity::{LayerDigest, VolumeParams};
 
 use crate::error::{Error, Result};
-use crate::layout::{Layout, Unfinished, image_name};
+use crate::layout::{Layout, Synced, Unfinished, image_name};
 use crate::store::{Layer, Store};
 
 /// `mediaType` of an applied layer: a plain tar.
@@ -153,10 +153,11 @@ pub(crate) fn is_whole(layout: &Layout, layer: &Layer) -> bool {
     there.is_ok_and(|meta| meta.is_file() && meta.len() == layer.image_len)
 }
 
-/// An image that was packed and has no name yet.
+/// An image that was packed, lies on the disk, and has no name yet. Making one takes as long as the layer is large;
+/// keeping it takes none of that, so only that is done under a lock.
 #[derive(Debug)]
 pub(crate) struct Fresh {
-    unfinished: Unfinished,
+    image: Synced,
     packed: PackedLayer,
 }
 
@@ -172,7 +173,7 @@ impl Fresh {
         let image: &File = &unfinished.file;
         let packed = hallmark_erofs::pack(blob, compression, image, &Limits::default())
             .map_err(|source| Error::Pack { digest: digest.to_owned(), source })?;
-        Ok(Self { unfinished, packed })
+        Ok(Self { image: unfinished.synced()?, packed })
     }
 
     /// SHA-256 of the stream.
@@ -203,7 +204,7 @@ impl Fresh {
                 Ok(known)
             }
             None => {
-                self.unfinished.publish(&image_name(&layer.diff_id))?;
+                self.image.named(&image_name(&layer.diff_id))?;
                 store.insert_layer(&layer, &blob)?;
                 Ok(layer)
             }

@@ -230,16 +230,21 @@ pub(crate) fn snapshot_names(store: &Store) -> Result<HashSet<String>> {
     Ok(store.snapshots()?.iter().map(|(_, snapshot)| snapshot.id.to_string()).collect())
 }
 
-/// Removes everything in a directory that is not one of `names`.
+/// Removes everything in a directory that is not one of `names`. What cannot be removed, because a container made it
+/// immutable or the disk is damaged there, is told and left: it must not keep every other container from starting.
 pub(crate) fn remove_orphans(directory: &Path, names: &HashSet<String>) -> Result<()> {
     for name in layout::names_in(directory)? {
         if names.contains(&name) {
             continue;
         }
         let orphan = directory.join(name);
-        tracing::info!("{} is of nothing in the database: removed", orphan.display());
+        tracing::info!("{} is of nothing in the database: it goes", orphan.display());
         let is_directory = std::fs::symlink_metadata(&orphan).is_ok_and(|meta| meta.is_dir());
-        if is_directory { remove_tree(&orphan)? } else { layout::remove_file(&orphan)? }
+        let removed =
+            if is_directory { remove_tree(&orphan) } else { layout::remove_file(&orphan) };
+        if let Err(error) = removed {
+            tracing::warn!("{} is left: {}", orphan.display(), chain(&error));
+        }
     }
     Ok(())
 }

@@ -39,6 +39,9 @@ const REF_LABEL: &str = "containerd.io/snapshot.ref";
 /// A packed layer that no snapshot uses waits this long for the retry of a pull that was cut off.
 const UNUSED_LAYER_STAYS: Duration = Duration::from_secs(3600);
 
+/// How long a look for claims may hold up a Prepare or an Apply, however many blobs there are.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// How often a layer that was removed while it was being applied is packed again.
 const APPLY_ATTEMPTS: u32 = 3;
 
@@ -209,7 +212,7 @@ impl Snapshotter {
         let looked = self
             .claims
             .adopt_dropped()
-            .and_then(|()| self.claims.collect(&self.content, namespace(key)));
+            .and_then(|()| self.claims.collect(&self.content, namespace(key), LOOK));
         if let Err(error) = looked {
             tracing::warn!("claims for snapshot {key:?}: {}", chain(&error));
         }
@@ -221,7 +224,7 @@ impl Snapshotter {
         let namespaces: BTreeSet<&str> =
             snapshots.iter().map(|(name, _)| namespace(name)).collect();
         for namespace in namespaces {
-            self.claims.collect(&self.content, namespace)?;
+            self.claims.collect(&self.content, namespace, LOOK)?;
         }
         Ok(())
     }
@@ -236,7 +239,7 @@ impl Snapshotter {
         let id = mounts::upper_of(&self.layout, mounts).ok_or(Error::ForeignMounts)?;
         let key = self.store.name_of(id)?.ok_or(Error::ForeignMounts)?;
         let digest: LayerDigest = descriptor.digest.parse()?;
-        if let Err(error) = self.claims.collect(&self.content, namespace) {
+        if let Err(error) = self.claims.collect(&self.content, namespace, LOOK) {
             tracing::warn!("claims in namespace {namespace}: {}", chain(&error));
         }
         let mut attempts = 0;
@@ -312,12 +315,14 @@ impl Snapshotter {
             }
             None => self.pack_directory(&upper)?.diff_id,
         };
-        let _changing = self.changing();
-        let layer = self.store.layer(&diff_id)?;
-        let mut labels = labels;
-        labels.insert(HINT_ROOT_HASH.to_owned(), layer.root_hash.to_string());
-        labels.insert(HINT_DIFF_ID.to_owned(), diff_id.to_string());
-        self.store.commit(Commit { key, name, parent, diff_id: &diff_id, labels })?;
+        {
+            let _changing = self.changing();
+            let layer = self.store.layer(&diff_id)?;
+            let mut labels = labels;
+            labels.insert(HINT_ROOT_HASH.to_owned(), layer.root_hash.to_string());
+            labels.insert(HINT_DIFF_ID.to_owned(), diff_id.to_string());
+            self.store.commit(Commit { key, name, parent, diff_id: &diff_id, labels })?;
+        }
         // the layer is what counts from here on
         self.discard(active.id);
         Ok(())

@@ -1,6 +1,7 @@
 //! What containerd does, in the order in which it does it (traced), and what must be left afterwards: nothing.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use hallmark_seal::referrer::Bundle;
 use hallmark_verity::{DiffId, LayerDigest};
@@ -308,6 +309,84 @@ fn a_claim_that_came_with_the_image_is_kept() {
     snapshotter.mounts("default/9/box").unwrap();
     assert!(snapshotter.claims.any(&roots));
     snapshotter.remove("default/9/box").unwrap();
+}
+
+#[test]
+fn a_slow_containerd_holds_up_one_look_and_no_other() {
+    let node = Node::new();
+    let snapshotter = node.start();
+    for number in 0..10 {
+        node.content.put(&LayerDigest::of(&[number]).to_string(), &[number]);
+    }
+    node.content.slow_down(Duration::from_millis(300));
+    let look = |patience| {
+        let begun = Instant::now();
+        let looked = snapshotter.claims.collect(&snapshotter.content, "default", patience);
+        (looked.map_err(|error| error.kind()), begun.elapsed())
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| look(Duration::from_secs(1)));
+        while node.content.reads() == 0 {
+            std::thread::yield_now();
+        }
+        let (looked, took) = look(Duration::ZERO);
+        assert_eq!(looked, Err(ErrorKind::Unavailable));
+        assert!(took < Duration::from_millis(500), "queued behind the first for {took:?}");
+        let (looked, took) = first.join().unwrap();
+        assert_eq!(looked, Err(ErrorKind::Unavailable));
+        // ten reads, one after the other, would be three seconds
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    });
+    let before = node.content.reads();
+    assert_eq!(look(Duration::from_secs(60)).0, Ok(()));
+    assert!(node.content.reads() - before < 10, "what was looked at is not looked at again");
+}
+
+#[test]
+fn the_directory_of_a_commit_is_removed_while_others_go_on() {
+    let node = Node::new();
+    let snapshotter = node.start();
+    snapshotter.create("default/9/k", Kind::Active, None, Labels::new()).unwrap();
+    let id = snapshotter.store.snapshot("default/9/k").unwrap().id;
+    let work = node.layout().work(id);
+    let file = work.join("file");
+    std::fs::write(&file, "").unwrap();
+    for number in 0..40_000 {
+        std::fs::hard_link(&file, work.join(number.to_string())).unwrap();
+    }
+    std::fs::write(node.layout().upper(id).join("written"), "").unwrap();
+    std::thread::scope(|scope| {
+        let commit = || snapshotter.commit("default/9/k", "default/9/new", Labels::new(), None);
+        let commit = scope.spawn(commit);
+        while snapshotter.store.snapshot("default/9/new").is_err() {
+            std::thread::yield_now();
+        }
+        snapshotter.settle().unwrap();
+        assert!(work.is_dir(), "settle takes the lock, and waited for the removal");
+        commit.join().unwrap().unwrap();
+    });
+    assert!(!work.is_dir());
+}
+
+#[test]
+fn a_directory_that_cannot_be_removed_stops_no_start() {
+    let node = Node::new();
+    let layout = node.layout();
+    drop(node.start());
+    let (stuck, after) = (layout.snapshot(998).join("fs"), layout.snapshot(999));
+    for directory in [&stuck, &after] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    // rmdir answers EBUSY, as it answers EPERM for what is immutable
+    let options = c"size=4k";
+    rustix::mount::mount("tmpfs", &stuck, "tmpfs", rustix::mount::MountFlags::empty(), options)
+        .unwrap();
+    drop(node.start());
+    let left = names(&layout.snapshots());
+    rustix::mount::unmount(&stuck, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(left, ["998"], "and the others are gone");
+    node.start().cleanup().unwrap();
+    assert!(names(&layout.snapshots()).is_empty());
 }
 
 #[test]
