@@ -1,10 +1,17 @@
 //! How much disk a snapshot takes.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, statat,
+};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
@@ -12,6 +19,13 @@ use crate::error::{Error, Result};
 const FRESH: Duration = Duration::from_secs(30);
 /// Answers remembered; when there are more, all are forgotten.
 const REMEMBERED: usize = 10_000;
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const INSIDE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
 
 /// Disk space and inodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,36 +67,63 @@ pub(crate) fn of_file(path: &Path) -> Result<Usage> {
 }
 
 /// What comes and goes while we walk is counted or not: nobody can say which is right. What a container buried deeper
-/// than a path can reach is not counted either.
+/// than a path can reach is not counted either. A container that runs in the directory may swap any name in it for a
+/// link: the kernel resolves each path from the descriptor of the top, over no link and no mount.
 fn walk(directory: &Path) -> Result<Usage> {
-    let (mut usage, mut seen) = (Usage::default(), HashSet::new());
-    let mut left = vec![directory.to_owned()];
+    let failed = |call: &str, path: &Path| {
+        Error::errno(format!("{call} {}", directory.join(path).display()))
+    };
+    let top = rustix::fs::open(directory, DIRECTORY, Mode::empty())
+        .map_err(failed("open", Path::new("")))?;
+    let mut walk = Walk::default();
+    let mut left = vec![PathBuf::from(".")];
     while let Some(path) = left.pop() {
-        let meta = match std::fs::symlink_metadata(&path) {
-            Err(error) if is_unreachable(&error) => continue,
-            meta => meta.map_err(Error::io(format!("stat {}", path.display())))?,
+        let opened = openat2(&top, &path, DIRECTORY, Mode::empty(), INSIDE);
+        let opened = match opened.and_then(|opened| Ok((fstat(&opened)?, opened))) {
+            Err(errno) if is_unreachable(errno) => continue,
+            opened => opened.map_err(failed("open", &path))?,
         };
-        if seen.insert((meta.dev(), meta.ino())) {
-            usage.size = usage.size.saturating_add(meta.blocks().saturating_mul(512));
-            usage.inodes = usage.inodes.saturating_add(1);
-        }
-        if !meta.is_dir() {
-            continue;
-        }
-        match std::fs::read_dir(&path) {
-            Err(error) if is_unreachable(&error) => {}
-            entries => {
-                let entries = entries.map_err(Error::io(format!("list {}", path.display())))?;
-                left.extend(entries.flatten().map(|entry| entry.path()));
+        let (stat, here) = opened;
+        walk.count(&stat);
+        for entry in Dir::read_from(&here).map_err(failed("list", &path))? {
+            let entry = entry.map_err(failed("list", &path))?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let child = path.join(OsStr::from_bytes(name.to_bytes()));
+            match statat(&here, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => left.push(child),
+                Ok(stat) => walk.count(&stat),
+                Err(errno) if is_unreachable(errno) => {}
+                Err(errno) => return Err(failed("stat", &child)(errno)),
             }
         }
     }
-    Ok(usage)
+    Ok(walk.usage)
 }
 
-fn is_unreachable(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{InvalidFilename, NotFound};
-    matches!(error.kind(), NotFound | InvalidFilename)
+#[derive(Default)]
+struct Walk {
+    usage: Usage,
+    seen: HashSet<(u64, u64)>,
+}
+
+impl Walk {
+    fn count(&mut self, stat: &Stat) {
+        if self.seen.insert((stat.st_dev, stat.st_ino)) {
+            let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+            self.usage.size = self.usage.size.saturating_add(blocks.saturating_mul(512));
+            self.usage.inodes = self.usage.inodes.saturating_add(1);
+        }
+    }
+}
+
+/// Gone, swapped for something that is no directory, covered by a mount, or too deep.
+fn is_unreachable(errno: Errno) -> bool {
+    let unreachable =
+        [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::XDEV, Errno::NAMETOOLONG, Errno::AGAIN];
+    unreachable.contains(&errno)
 }
 
 #[cfg(test)]
@@ -100,6 +141,34 @@ mod tests {
         assert_eq!(usage.inodes, 3);
         assert!(usage.size >= 8192);
         assert_eq!(of_file(&file).unwrap().inodes, 1);
+    }
+
+    #[test]
+    fn a_directory_swapped_for_a_link_leads_nowhere() {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
+        for number in 0..100 {
+            std::fs::create_dir_all(inside.join(format!("d/{number}"))).unwrap();
+            std::fs::create_dir_all(outside.join(format!("{number}/{}", "x/".repeat(20)))).unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        let most = 1 + 1 + 100 + 1;
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let (a, b) = (inside.join("d"), inside.join("link"));
+                    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            let found: Vec<_> = (0..200).map(|_| walk(&inside)).collect();
+            done.store(true, Ordering::Relaxed);
+            for usage in found {
+                assert!(usage.unwrap().inodes <= most);
+            }
+        });
     }
 
     #[test]
