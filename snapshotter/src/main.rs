@@ -66,12 +66,18 @@ struct Arguments {
     /// Print the configuration with every default filled in, and exit.
     #[arg(long)]
     print_config: bool,
+    /// Read the database in this directory, and exit: what each start does in a process of its own.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    check_database: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if let Some(root) = arguments.check_database {
+        return Ok(Store::read_through(&root)?);
+    }
     let config = NodeConfig::load(&arguments.config)?.config;
     if arguments.print_config {
         std::io::stdout().write_all(config.render()?.as_bytes())?;
@@ -132,6 +138,7 @@ fn start(config: &NodeConfig, content: Content) -> Result<Snapshotter> {
         claims: config.gate.claims.clone(),
     };
     layout.prepare()?;
+    Store::check(&layout.root, Path::new("/proc/self/exe"))?;
     let store = Store::open(&layout.root)?;
     let kind = reclaim::device_kind()?;
     let adopted = reclaim::reclaim(&layout, &store, kind)?;

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
@@ -28,6 +29,8 @@ use crate::error::{Error, Result};
 use crate::layout;
 
 const FILE: &str = "hallmark.redb";
+/// The flag by which this program is started to do nothing but read the database of a root.
+pub(crate) const CHECK: &str = "--check-database";
 
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 const IDS: TableDefinition<'_, u64, &str> = TableDefinition::new("ids");
@@ -175,6 +178,41 @@ impl Store {
             return Err(Error::Io { what: format!("{}", store.path.display()), source });
         }
         Ok(store)
+    }
+
+    /// Opens the database in another process first, and reads all of it there: at some damage redb panics, and its word
+    /// would be the daemon's last. `itself` is this program, which comes to [`read_through`](Self::read_through) by the
+    /// flag [`CHECK`].
+    pub(crate) fn check(root: &Path, itself: &Path) -> Result<()> {
+        let path = root.join(FILE);
+        if std::fs::symlink_metadata(&path).is_err() {
+            return Ok(());
+        }
+        let checked = Command::new(itself)
+            .arg(CHECK)
+            .arg(root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .map_err(Error::io(format!("run {}", itself.display())))?;
+        match checked.code() {
+            // 1 is an error, which we meet as well and can tell better
+            Some(0 | 1) => Ok(()),
+            _ => Err(Error::StoreBroken { path, status: checked }),
+        }
+    }
+
+    /// Reads every record.
+    pub(crate) fn read_through(root: &Path) -> Result<()> {
+        // whoever asked may be killed; then the file must not stay locked
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(Error::errno("prctl(PR_SET_PDEATHSIG)"))?;
+        let store = Self::open(root)?;
+        for (_, snapshot) in store.snapshots()? {
+            store.name_of(snapshot.id)?;
+        }
+        store.layers().map(drop)
     }
 
     fn failure(path: &Path, error: impl Into<redb::Error>) -> Error {

@@ -153,7 +153,11 @@ fn flipped() {
                 let found = node.run(node.client().names()).unwrap();
                 assert_eq!(found.len(), CHAIN + 1, "byte {place} flipped");
             }
-            Err(_) => refused += 1,
+            Err(_) => {
+                let words = node.last_words();
+                assert!(words.contains("hallmark.redb") && !words.contains("panicked"), "{words}");
+                refused += 1;
+            }
         }
         node.kill();
         assert_eq!(kept(&node.root()), before, "byte {place} flipped");
