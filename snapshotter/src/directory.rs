@@ -172,12 +172,17 @@ impl<W: Write> Writer<W> {
 
     fn xattrs(&self, entry: &OwnedFd, path: &Path) -> Result<Xattrs> {
         let magic = format!("/proc/self/fd/{}", entry.as_raw_fd());
-        let mut names = vec![0; 64 << 10];
-        let length = match rustix::fs::listxattr(&magic, &mut names) {
-            Err(rustix::io::Errno::OPNOTSUPP) => 0,
-            listed => listed.map_err(self.errno("listxattr", path))?,
-        };
         let mut found = Xattrs::default();
+        match rustix::fs::listxattr(&magic, &mut [0_u8; 1]) {
+            // nearly every file of nearly every layer
+            Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => return Ok(found),
+            // there are some, and one byte holds no name
+            Ok(_) | Err(rustix::io::Errno::RANGE) => {}
+            Err(errno) => return Err(self.errno("listxattr", path)(errno)),
+        }
+        let mut names = vec![0; 64 << 10];
+        let length =
+            rustix::fs::listxattr(&magic, &mut names).map_err(self.errno("listxattr", path))?;
         let names = names.get(..length).unwrap_or_default();
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             let mut value = vec![0; 64 << 10];

@@ -60,25 +60,39 @@ pub(crate) fn upper_of(layout: &Layout, mounts: &[Mount]) -> Option<u64> {
     layout.id_of_upper(Path::new(upper))
 }
 
-/// The ids on the host of a snapshot's root, if containerd asked for a map: `0:<host id>:<length>`.
+/// One range of an id map: first id in the container, first id on the host, how many.
+type Range = [u32; 3];
+
+/// The map that a label holds: `0:<host id>:<length>`, and after commas further ranges. A label is anybody's text, and
+/// what else it holds would be an option of the mount.
+fn id_map(snapshot: &Snapshot, label: &str) -> Option<Vec<Range>> {
+    let range = |text: &str| -> Option<Range> {
+        let ids: Option<Vec<u32>> = text.split(':').map(|id| id.parse().ok()).collect();
+        ids?.try_into().ok()
+    };
+    let map: Vec<Range> =
+        snapshot.labels.get(label)?.split(',').map(range).collect::<Option<_>>()?;
+    map.first().is_some_and(|[container, ..]| *container == 0).then_some(map)
+}
+
+/// The ids on the host of a snapshot's root, if containerd asked for a map.
 pub(crate) fn mapped_root(snapshot: &Snapshot) -> Option<(u32, u32)> {
-    let mut ids = ID_MAPS.iter().map(|(_, label)| {
-        let map = snapshot.labels.get(*label)?;
-        let (container, rest) = map.split_once(':')?;
-        let (host, _length) = rest.split_once(':')?;
-        if container == "0" { host.parse().ok() } else { None }
-    });
-    Some((ids.next()??, ids.next()??))
+    let root = |label| id_map(snapshot, label)?.first().map(|[_, host, _]| *host);
+    let [(_, uid), (_, gid)] = ID_MAPS;
+    Some((root(uid)?, root(gid)?))
 }
 
 fn id_maps(snapshot: &Snapshot) -> Vec<String> {
-    if mapped_root(snapshot).is_none() {
-        return Vec::new();
-    }
-    let map = |(option, label): &(&str, &str)| {
-        snapshot.labels.get(*label).map(|map| format!("{option}={map}"))
+    let option = |(option, label): &(&str, &str)| {
+        let map = id_map(snapshot, label)?;
+        let ranges: Vec<String> = map
+            .iter()
+            .map(|[container, host, length]| format!("{container}:{host}:{length}"))
+            .collect();
+        Some(format!("{option}={}", ranges.join(",")))
     };
-    ID_MAPS.iter().filter_map(map).collect()
+    let both: Option<Vec<String>> = ID_MAPS.iter().map(option).collect();
+    both.unwrap_or_default()
 }
 
 fn option(name: &str, path: &Path) -> String {
@@ -172,7 +186,15 @@ mod tests {
         let mount = reply(&layout(), &active, &lowers(&["a"]));
         assert_eq!(mount.options[..2], ["uidmap=0:200000:65536", "gidmap=0:300000:65536"]);
         assert_eq!(mapped_root(&snapshot(Kind::Active, &[map])), None);
-        let odd = [map, ("containerd.io/snapshot/gidmapping", "1:0:1")];
-        assert_eq!(mapped_root(&snapshot(Kind::Active, &odd)), None);
+        let gid = "containerd.io/snapshot/gidmapping";
+        for odd in ["1:0:1", "0:1", "0:1:2:3", "0:-1:2", "0:100000:65536,userxattr", "0:1:2,", ""] {
+            let active = snapshot(Kind::Active, &[map, (gid, odd)]);
+            assert_eq!(mapped_root(&active), None, "{odd}");
+            let mount = reply(&layout(), &active, &lowers(&["a"]));
+            assert_eq!(mount.options[0], "index=off", "{odd}");
+        }
+        let two = snapshot(Kind::Active, &[map, (gid, "0:300000:10,10:5:1")]);
+        let mount = reply(&layout(), &two, &lowers(&["a"]));
+        assert_eq!(mount.options[1], "gidmap=0:300000:10,10:5:1");
     }
 }
