@@ -5,11 +5,11 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use hallmark_seal::{Claim, ClaimFile, MAX_CLAIM_FILE_BYTES, StackId};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::error::{Error, Result};
 use crate::replace::replace;
@@ -44,9 +44,12 @@ pub(crate) fn of(directory: &Path, id: StackId) -> Result<Vec<Claim>> {
     Ok(file.map_or_else(Vec::new, |file| file.claims().to_vec()))
 }
 
-/// Reads a claims file, `None` where there is none.
+/// Reads a claims file, `None` where there is none. A link is not followed and a FIFO not waited for, as in the daemons.
 fn read(path: &Path) -> Result<Option<ClaimFile>> {
-    let file = match fs::File::open(path) {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = fs::File::options();
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    let file = match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(Error::file("open", path))?,
     };
@@ -56,4 +59,21 @@ fn read(path: &Path) -> Result<Option<ClaimFile>> {
     let advice = "move the file away: it is not one of claims";
     let object = path.display().to_string();
     ClaimFile::parse(&bytes).map(Some).map_err(Error::signed(object, advice))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_not_followed_and_pipes_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("claims.json");
+        assert!(read(&path).unwrap().is_none());
+        std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+        read(&path).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        read(&path).unwrap_err();
+    }
 }

@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<()> {
     let since = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let seal = Seal {
         schema_version: SchemaVersion,
-        repositories: repositories(arguments, &image)?,
+        repositories: repositories(arguments, &image, out)?,
         layer_format: LayerFormat::HallmarkErofs1,
         issued,
         not_after: arguments.not_after,
@@ -95,11 +95,23 @@ fn signing_key(arguments: &Arguments) -> Result<SigningKey> {
         .map_err(Error::signed(object, "`hallmark keygen` makes a pair that fits"))
 }
 
-fn repositories(arguments: &Arguments, image: &Image) -> Result<Vec<RepositoryGlob>> {
+fn repositories(
+    arguments: &Arguments,
+    image: &Image,
+    out: &mut dyn Write,
+) -> Result<Vec<RepositoryGlob>> {
     if !arguments.repository.is_empty() {
         return Ok(arguments.repository.clone());
     }
     let repository = image.name.as_deref().and_then(repository);
+    if repository.is_none() {
+        writeln!(
+            out,
+            "warning: the image has no full name, so the seal is for every repository, and a revocation of the serials \
+             of any meets it; name one with --repository"
+        )
+        .map_err(Error::Output)?;
+    }
     let glob = repository.unwrap_or("**");
     Ok(vec![glob.parse().map_err(Error::signed("repository", "name it with --repository"))?])
 }
