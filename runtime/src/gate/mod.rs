@@ -56,7 +56,7 @@ use stack::{Judge, Lower};
 use upper::{Start, Writable};
 
 pub use hallmark_trust::config::PATH as CONFIG_PATH;
-pub use hardening::{CgroupNamespace, Hardening, Memory, Processes};
+pub use hardening::{CgroupNamespace, Hardening, Memory, Pokes, Processes};
 pub use refusal::Refusal;
 
 /// What is to be launched, as far as the gate asks.
@@ -286,10 +286,11 @@ fn judged(
         writable.note(stack)?;
     }
     let outcome = if findings.is_clean() { Outcome::Permitted } else { Outcome::Audit };
+    let exec_control = findings.case.exec_control;
     Ok(Launch {
         rootfs: Some(built.mount),
         verdict: verdict(outcome, &findings.case, built.layers),
-        hardening: Hardening::of(findings.mode(), request.processes),
+        hardening: Hardening::of(findings.mode(), exec_control, request.processes),
         hook_environments,
         unverified: Unverified::of(findings.mode()),
         warnings: findings.into_warnings(),
@@ -359,10 +360,11 @@ fn not_judged(
     let gate = &loaded.config.gate;
     findings.weigh(Err::<(), _>(Refusal::NotHandedOver))?;
     let hook_environments = mounts::weigh_specification(&mut findings, gate, request)?;
+    let exec_control = findings.case.exec_control;
     Ok(Launch {
         rootfs: None,
         verdict: verdict(Outcome::NotJudged, &findings.case, Vec::new()),
-        hardening: Hardening::of(findings.mode(), request.processes),
+        hardening: Hardening::of(findings.mode(), exec_control, request.processes),
         hook_environments,
         unverified: Unverified::of(findings.mode()),
         warnings: findings.into_warnings(),

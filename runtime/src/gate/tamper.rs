@@ -92,7 +92,10 @@ fn a_sealed_stack_is_mounted_from_its_descriptors() {
         let world = World::new(dir).fresh();
         let launched = world.launch().unwrap();
         assert!(launched.warnings.is_empty());
-        assert_eq!(launched.hardening, Hardening::of(Enforcement::Enforce, Processes::Contained));
+        assert_eq!(
+            launched.hardening,
+            Hardening::of(Enforcement::Enforce, ExecControl::LaunchOnly, Processes::Contained)
+        );
         let verdict = serde_json::to_value(&launched.verdict).unwrap();
         assert_eq!(verdict["outcome"], "permitted");
         assert_eq!(verdict["evidence"], "rehashed");
@@ -227,7 +230,7 @@ fn audit_passes_and_writes_down_what_enforce_would_refuse() {
         let clean = world.fresh().launch().unwrap();
         assert_eq!(clean.verdict.outcome, Outcome::Permitted);
         assert!(fs::read(dir.join("log/audit.log")).is_err());
-        let none = Hardening::of(Enforcement::Audit, Processes::Host);
+        let none = Hardening::of(Enforcement::Audit, ExecControl::LaunchOnly, Processes::Host);
         assert_eq!(clean.hardening, none);
 
         let mut unsealed = world.fresh();
@@ -331,11 +334,26 @@ fn a_program_below_the_working_directory_is_looked_for_there() {
 
 #[test]
 fn a_container_among_the_hosts_processes_has_no_power_over_them() {
-    let dropped = |processes| Hardening::of(Enforcement::Enforce, processes).drop_capabilities;
+    let dropped = |processes| {
+        Hardening::of(Enforcement::Enforce, ExecControl::LaunchOnly, processes).drop_capabilities
+    };
     for capability in ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MAC_ADMIN"] {
         assert!(dropped(Processes::Host).contains(&capability));
     }
     assert!(!dropped(Processes::Contained).contains(&"CAP_SYS_ADMIN"));
+}
+
+#[test]
+fn another_process_is_not_poked_where_the_kernel_controls_execution() {
+    let of = |mode, exec_control| Hardening::of(mode, exec_control, Processes::Contained);
+    for (mode, exec_control, memory, pokes) in [
+        (Enforcement::Enforce, ExecControl::Ipe, Memory::DenyWriteExecute, Pokes::Denied),
+        (Enforcement::Enforce, ExecControl::LaunchOnly, Memory::DenyWriteExecute, Pokes::AsAsked),
+        (Enforcement::Audit, ExecControl::Ipe, Memory::AsAsked, Pokes::AsAsked),
+    ] {
+        let found = of(mode, exec_control);
+        assert_eq!((found.memory, found.pokes), (memory, pokes), "{mode:?} {exec_control:?}");
+    }
 }
 
 #[test]

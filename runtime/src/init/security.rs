@@ -23,6 +23,8 @@ pub(super) fn no_new_privileges(process: &ProcessPlan) -> Result<()> {
 pub(super) fn deny_write_execute(hardening: &Hardening) -> Result<()> {
     if hardening.deny_write_execute {
         hallmark_sys::process::deny_write_execute()?;
+    }
+    if hardening.deny_pokes {
         crate::seccomp::deny_poke()?.install().context(|| "deny PTRACE_POKETEXT").map(drop)?;
     }
     Ok(())

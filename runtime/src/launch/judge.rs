@@ -12,7 +12,7 @@ use super::Request;
 use crate::cgroup::NewCgroup;
 use crate::error::{Context, Error, Result};
 use crate::gate::{
-    self, CgroupNamespace, HookRequest, Memory, MountDecision, MountNamespace, MountRequest,
+    self, CgroupNamespace, HookRequest, Memory, MountDecision, MountNamespace, MountRequest, Pokes,
     Processes, Receives, Runs, Unverified,
 };
 use crate::procfs::{PROC_SUPER_MAGIC, Procfs};
@@ -225,6 +225,7 @@ fn hardening(asked: &gate::Hardening) -> Result<Hardening> {
     }
     Ok(Hardening {
         deny_write_execute: asked.memory == Memory::DenyWriteExecute,
+        deny_pokes: asked.pokes == Pokes::Denied,
         dropped_capabilities: asked
             .drop_capabilities
             .iter()

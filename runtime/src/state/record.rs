@@ -64,8 +64,11 @@ pub(crate) enum CgroupDriver {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Hardening {
-    /// `PR_SET_MDWE`, and no PTRACE_POKETEXT.
+    /// `PR_SET_MDWE`
     pub(crate) deny_write_execute: bool,
+    /// No PTRACE_POKETEXT and POKEDATA.
+    #[serde(default)]
+    pub(crate) deny_pokes: bool,
     pub(crate) dropped_capabilities: Vec<String>,
 }
 
