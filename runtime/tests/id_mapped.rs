@@ -15,7 +15,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 
 use hallmark_runtime::gate::{
-    HookRequest, Launch, MountKind, MountNamespace, MountRequest, Outcome, Processes, Receives,
+    Access, HookRequest, Launch, MountKind, MountNamespace, MountRequest, Outcome, Processes,
     Request, Runs, launch,
 };
 use hallmark_runtime::{ErrorKind, Result};

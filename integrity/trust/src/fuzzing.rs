@@ -2,7 +2,7 @@
 
 /// A mount table.
 pub fn mount_table(bytes: &[u8]) {
-    drop(crate::evidence::mount_table(bytes));
+    drop(crate::evidence::mountinfo::parse(bytes));
 }
 
 /// The kernel's command line.

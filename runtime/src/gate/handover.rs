@@ -83,7 +83,7 @@ pub(crate) enum Durability {
 
 /// `ro` and `rw`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Access {
+pub enum Access {
     /// Written to where there is an upper.
     #[default]
     ReadWrite,

@@ -12,6 +12,7 @@
 //! | `overlay`, `aside` | the detached mount |
 //! | `code` | what no unverified mount may cover |
 //! | `mounts` | the specification's mounts, hooks and namespaces |
+//! | `volume` | a mount whose source is sealed itself |
 //! | `hardening` | what enforce adds |
 //! | `audit` | refuse, or write down and go on |
 
@@ -30,6 +31,7 @@ mod stack;
 #[cfg(test)]
 mod tamper;
 mod upper;
+mod volume;
 #[cfg(test)]
 mod world;
 
@@ -56,6 +58,7 @@ use stack::{Judge, Lower};
 use upper::{Start, Writable};
 
 pub use hallmark_trust::config::PATH as CONFIG_PATH;
+pub use handover::Access;
 pub use hardening::{CgroupNamespace, Hardening, Memory, Pokes, Processes};
 pub use refusal::Refusal;
 
@@ -130,17 +133,8 @@ pub struct MountRequest {
     pub source: Option<PathBuf>,
     /// Of which kind.
     pub kind: MountKind,
-    /// Whether it is asked to show what is mounted beneath it later.
-    pub receives: Receives,
-}
-
-/// What a mount gets of what the host mounts beneath its source later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Receives {
-    /// Nothing, or nothing was said.
-    Nothing,
-    /// `shared` or `slave`: whatever comes.
-    Later,
+    /// Whether it is asked to be written to.
+    pub access: Access,
 }
 
 /// The kinds of mount that the gate tells apart.
@@ -159,7 +153,7 @@ pub enum MountKind {
 pub enum MountDecision {
     /// It is made as the specification asks for.
     Keep,
-    /// It is made, `noexec` with all beneath it, and receives nothing that is mounted later, which would not be.
+    /// It is made, `noexec` with all beneath it. Asked to show what the host mounts there later, it does; else not.
     NoExec,
 }
 
@@ -197,7 +191,8 @@ pub struct Launch {
     pub hook_environments: Vec<Option<Vec<String>>>,
     /// What a mount that nobody vouches for may cover.
     pub unverified: Unverified,
-    /// For each mount, the volume that was judged and found verified: to be bound, not what its name leads to by now.
+    /// For each mount, the volume that was judged and found verified, as a detached mount: to be attached, not what
+    /// its name leads to by now.
     pub volumes: Vec<Option<OwnedFd>>,
     /// To be applied, all of it.
     pub hardening: Hardening,

@@ -1,6 +1,6 @@
 //! What the specification brings along besides the root file system: mounts, hooks, namespaces.
 //!
-//! A mount is **verified** if its source is itself a layer that the gate permits (an image volume); it may then hold
+//! A mount is **verified** if its source is itself a stack that the gate permits (an image volume); it may then hold
 //! code. Any other mount must not take the place of the image's code. Where the kernel controls execution it decides
 //! about the rest: a host's `tini` on a signed volume may be bound in and started. Where it does not, an unverified
 //! bind, and a file system that somebody filled, is made `noexec` and must not hold the program that is started.
@@ -20,8 +20,8 @@ use rustix::io::Errno;
 use super::audit::Findings;
 use super::code;
 use super::refusal::Refusal;
-use super::stack::{Judge, Lower};
-use super::{MountDecision, MountKind, MountNamespace, MountRequest, Receives, Request, Runs};
+use super::stack::Judge;
+use super::{MountDecision, MountKind, MountNamespace, MountRequest, Request, Runs, volume};
 use crate::error::{Context, Error, Result};
 
 /// Hooks are root's own programs, run as root allows them; a mount namespace must be the container's. Answers with the
@@ -103,19 +103,13 @@ impl<'a> Image<'a> {
         let mut decisions = Vec::with_capacity(request.mounts.len());
         let mut volumes = Vec::with_capacity(request.mounts.len());
         for mount in request.mounts {
-            let verified = self.verified(judge, mount)?;
+            let verified = volume::verified(self.proc, judge, mount, request.mount_label)?;
             let exec_control = findings.case.exec_control;
             if verified.is_none() {
                 findings.weigh(self.may_be_unverified(mount, exec_control)?)?;
             }
             let filled = matches!(mount.kind, MountKind::Bind | MountKind::Filled);
             let ours = filled && verified.is_none() && exec_control == ExecControl::LaunchOnly;
-            if ours && mount.receives == Receives::Later {
-                findings.weigh(Err::<(), _>(Refusal::MountReceives {
-                    destination: mount.destination.clone(),
-                    source_path: mount.source.clone().unwrap_or_else(|| PathBuf::from("none")),
-                }))?;
-            }
             decisions.push(if ours && findings.mode() == Enforcement::Enforce {
                 MountDecision::NoExec
             } else {
@@ -124,21 +118,6 @@ impl<'a> Image<'a> {
             volumes.push(verified);
         }
         Ok((decisions, volumes))
-    }
-
-    /// The source, if it is a layer that may be launched by itself.
-    fn verified(&self, judge: &Judge<'_>, mount: &MountRequest) -> Result<Option<OwnedFd>> {
-        let (MountKind::Bind, Some(source)) = (mount.kind, &mount.source) else {
-            return Ok(None);
-        };
-        let Ok(lower) = Lower::open(source) else { return Ok(None) };
-        if !lower.is_erofs()? {
-            return Ok(None);
-        }
-        let volume = [lower];
-        let permitted = judge.judge(self.proc, &volume, &[], &[])?.result.is_ok();
-        let [lower] = volume;
-        Ok(permitted.then_some(lower.fd))
     }
 
     fn may_be_unverified(
@@ -247,6 +226,7 @@ fn plain(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::Access;
     use crate::gate::world::{World, privately};
 
     #[test]
@@ -279,7 +259,7 @@ mod tests {
                 destination: destination.into(),
                 source: Some(world.dir.join("b.tree")),
                 kind: MountKind::Bind,
-                receives: Receives::Nothing,
+                access: Access::ReadWrite,
             };
             let judged = |destination: &str, exec_control| {
                 image.may_be_unverified(&mount(destination), exec_control).unwrap()

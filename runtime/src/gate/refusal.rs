@@ -37,17 +37,6 @@ pub enum Refusal {
         /// What would be mounted.
         source_path: PathBuf,
     },
-    /// What the host mounts there later would be executable.
-    #[error(
-        "mount of {source} at {destination} shows what the host mounts there later, which nobody judges, expected private",
-        source = source_path.display(), destination = destination.display()
-    )]
-    MountReceives {
-        /// Where it would be mounted.
-        destination: PathBuf,
-        /// What would be mounted.
-        source_path: PathBuf,
-    },
     /// The container would see the mounts of another.
     #[error("mount namespace {found}, expected a new one", found = found.display())]
     MountNamespaceJoined {
@@ -111,9 +100,6 @@ impl Refusal {
             }
             Self::MountHidesCode { .. } | Self::ProgramUnverified { .. } => {
                 "mount it elsewhere, or build it into the image and seal that"
-            }
-            Self::MountReceives { .. } => {
-                "mount it rprivate, or start it on a node whose kernel controls execution"
             }
             Self::MountNamespaceJoined { .. } | Self::MountNamespaceMissing => {
                 "give the container a mount namespace of its own"

@@ -38,11 +38,6 @@ rows! {
         w.namespace = MountNamespace::Joined("/proc/1/ns/mnt".into());
     };
     MountNamespaceMissing, "no mount namespace", |w| w.namespace = MountNamespace::Inherited;
-    MountReceives, "shows what the host mounts there later", |w| {
-        let source = w.dir.join("a.tree");
-        w.mount(&source, "/srv/www", MountKind::Bind);
-        w.mounts[0].receives = Receives::Later;
-    };
     NoLayers, "is the directory", |w| w.options = "bind".to_owned();
     NotHandedOver, "mounted by the caller", |w| w.handed_over = false;
     ProgramUnverified, "would be started from", |w| {
@@ -354,6 +349,60 @@ fn another_process_is_not_poked_where_the_kernel_controls_execution() {
         let found = of(mode, exec_control);
         assert_eq!((found.memory, found.pokes), (memory, pokes), "{mode:?} {exec_control:?}");
     }
+}
+
+#[test]
+fn an_image_that_containerd_mounted_is_a_volume_of_its_lowers() {
+    privately(|dir| {
+        let world = World::new(dir);
+        let (bottom, v) = layer(dir, "v", "mkdir bin && touch bin/tool bin/other");
+        let (top, w) = layer(dir, "w", "mkdir bin && printf new >bin/tool");
+        claim(dir, &[v, w]);
+        let shown = dir.display();
+        let mounted = |name: &str, lowers: &str| {
+            sh(&format!(
+                "cd {shown} && mkdir {name} {name}.fs {name}.work && mount -t overlay overlay -o \
+                 index=off,workdir={shown}/{name}.work,upperdir={shown}/{name}.fs,lowerdir={lowers} {name}"
+            ));
+            dir.join(name)
+        };
+        let sealed = format!("{}:{}", top.display(), bottom.display());
+        let volume = mounted("volume", &sealed);
+        let mut judged = world.fresh();
+        judged.mount(&volume, "/usr/bin", MountKind::Bind);
+        let launched = judged.launch().unwrap();
+        assert_eq!(launched.mounts, [MountDecision::Keep]);
+        // not containerd's overlay: one that nobody writes to
+        fs::write(volume.join("bin/late"), "").unwrap();
+        let kept = Launch {
+            rootfs: launched.volumes.into_iter().next().unwrap(),
+            ..world.fresh().launch().unwrap()
+        };
+        let at = judged.attach(&kept);
+        assert_eq!(fs::read_to_string(at.join("bin/tool")).unwrap(), "new");
+        assert!(at.join("bin/other").exists() && !at.join("bin/late").exists());
+        assert!(fs::write(at.join("bin/tool"), "").is_err());
+
+        let swapped = mounted("swapped", &format!("{}:{}", bottom.display(), top.display()));
+        let beneath = mounted("beneath", &sealed);
+        sh(&format!("mount -t tmpfs tmpfs {}/bin", beneath.display()));
+        let writable = mounted("writable", &sealed);
+        // written to, other lowers, something mounted there, a part of it, to be written to
+        for (source, access) in [
+            (volume, Access::ReadOnly),
+            (swapped, Access::ReadOnly),
+            (beneath, Access::ReadOnly),
+            (writable.join("bin"), Access::ReadOnly),
+            (writable, Access::ReadWrite),
+        ] {
+            let mut world = world.fresh();
+            world.mount(&source, "/srv/www", MountKind::Bind);
+            world.mounts[0].access = access;
+            let launched = world.launch().unwrap();
+            assert_eq!(launched.mounts, [MountDecision::NoExec], "{}", source.display());
+            assert!(launched.volumes[0].is_none());
+        }
+    });
 }
 
 #[test]

@@ -18,7 +18,7 @@ use hallmark_verity::{DiffId, ImageDigest, LayerDigest};
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use super::{
-    ErrorKind, HookRequest, Launch, MountKind, MountNamespace, MountRequest, Processes, Receives,
+    Access, ErrorKind, HookRequest, Launch, MountKind, MountNamespace, MountRequest, Processes,
     Request, Result, Runs, launch,
 };
 
@@ -191,8 +191,8 @@ impl World {
 
     pub(crate) fn mount(&mut self, source: &Path, destination: &str, kind: MountKind) {
         let source = Some(source.to_owned());
-        let receives = Receives::Nothing;
-        self.mounts.push(MountRequest { destination: destination.into(), source, kind, receives });
+        let access = Access::ReadOnly;
+        self.mounts.push(MountRequest { destination: destination.into(), source, kind, access });
     }
 
     pub(crate) fn hook(&mut self, path: &str, args: &[&str]) {

@@ -65,7 +65,7 @@ pub(crate) enum Content {
 
 /// Opens the source of every bind mount of `plan` and copies its mount, while the host's paths and rights are at hand.
 ///
-/// `volumes`: for each mount, what the gate judged, which is bound whatever the name of the source leads to by now.
+/// `volumes`: for each mount, what the gate judged, which is attached whatever the name of the source leads to by now.
 /// `user_namespace` makes one with the given maps, for id-mapped mounts.
 ///
 /// # Errors
@@ -107,8 +107,7 @@ fn open_one(
         None => None,
     };
     let bind = match volume {
-        // nothing was mounted beneath it when it was judged
-        Some(volume) => copy(&volume, Extent::Mount, plan.root_propagation),
+        Some(volume) => detached(volume, plan.root_propagation),
         None if mount.inside.is_some() => {
             later.extend(translation);
             return Ok(Source::Container);
@@ -150,13 +149,17 @@ fn open_bind(source: &Path, extent: Extent, root: Option<RootPropagation>) -> Re
 }
 
 fn copy(fd: &OwnedFd, extent: Extent, root: Option<RootPropagation>) -> Result<Bind> {
-    let mode = rustix::fs::fstat(fd).context(|| "fstat")?.st_mode;
+    detached(clone_tree(fd.as_fd(), extent)?, root)
+}
+
+/// A detached mount, as a bind to be attached.
+fn detached(tree: OwnedFd, root: Option<RootPropagation>) -> Result<Bind> {
+    let mode = rustix::fs::fstat(&tree).context(|| "fstat")?.st_mode;
     let kind = match FileType::from_raw_mode(mode) {
         FileType::Directory => PointKind::Directory,
         _ => PointKind::File,
     };
-    let magic = rustix::fs::fstatfs(fd).context(|| "fstatfs")?.f_type;
-    let tree = clone_tree(fd.as_fd(), extent)?;
+    let magic = rustix::fs::fstatfs(&tree).context(|| "fstatfs")?.f_type;
     // what is mounted inside the container later must not show on the host, unless the whole root is to be shared
     let (propagation, extent) = match root {
         None => (Propagation::Slave, Extent::Tree),
@@ -216,7 +219,8 @@ mod tests {
         std::fs::create_dir(&swapped).unwrap();
         let bind = |at: &str| json!({"destination": at, "source": &swapped, "type": "bind"});
         let plan = minimal(|c| c["mounts"] = json!([bind("/a"), bind("/b")])).unwrap();
-        let volumes = vec![Some(OwnedFd::from(std::fs::File::open(&judged).unwrap())), None];
+        let judged_volume = std::fs::File::open(&judged).unwrap();
+        let volumes = vec![Some(clone_tree(judged_volume.as_fd(), Extent::Mount).unwrap()), None];
         let none = |_: &IdMaps| Err(crate::error::Error::spec("no maps"));
         let binds = open_binds(&plan, volumes, none).unwrap().sources;
         let inode = |source: &Option<Source>| match source {

@@ -12,8 +12,8 @@ use super::Request;
 use crate::cgroup::NewCgroup;
 use crate::error::{Context, Error, Result};
 use crate::gate::{
-    self, CgroupNamespace, HookRequest, Memory, MountDecision, MountNamespace, MountRequest, Pokes,
-    Processes, Receives, Runs, Unverified,
+    self, Access, CgroupNamespace, HookRequest, Memory, MountDecision, MountNamespace,
+    MountRequest, Pokes, Processes, Runs, Unverified,
 };
 use crate::procfs::{PROC_SUPER_MAGIC, Procfs};
 use crate::spec::{
@@ -91,14 +91,22 @@ pub(super) fn judge(request: &Request, plan: &mut Plan, procfs: &Procfs) -> Resu
     })
 }
 
-/// Forbids execution on the mount and on all beneath it, after everything that the specification asks for.
+/// Forbids execution on the mount and on all beneath it, after everything that the specification asks for. What the
+/// host mounts there later is as the host mounts it, and shows only where the specification asks for that.
 ///
 /// By the attributes of the tree: one of the mount itself would make a bind without options one with options, which
 /// has exactly those, and no more the `ro`, `nosuid` and `nodev` of its source.
 fn no_exec(mount: &mut MountPlan) {
     mount.tree_set = mount.tree_set.union(Attributes::NOEXEC);
     mount.tree_clear = mount.tree_clear.without(Attributes::NOEXEC);
-    mount.propagation = vec![(Propagation::Private, Extent::Tree)];
+    if !mount.propagation.iter().any(receives) {
+        mount.propagation = vec![(Propagation::Private, Extent::Tree)];
+    }
+}
+
+/// Whether the mount is asked to show what the host mounts beneath its source later.
+fn receives((propagation, _): &(Propagation, Extent)) -> bool {
+    matches!(propagation, Propagation::Shared | Propagation::Slave)
 }
 
 /// Without an environment of its own a hook has the runtime's.
@@ -139,16 +147,12 @@ fn asked(mount: &MountPlan) -> MountRequest {
         | MountKind::Sysfs
         | MountKind::Tmpfs(CopyUp::No) => gate::MountKind::Other,
     };
-    let receiving = |(propagation, _): &(Propagation, Extent)| {
-        matches!(propagation, Propagation::Shared | Propagation::Slave)
-    };
-    let receives =
-        if mount.propagation.iter().any(receiving) { Receives::Later } else { Receives::Nothing };
+    let read_only = mount.set.union(mount.tree_set).contains(Attributes::READ_ONLY);
     MountRequest {
         destination: mount.destination.clone().into(),
         source: mount.source.clone(),
         kind,
-        receives,
+        access: if read_only { Access::ReadOnly } else { Access::ReadWrite },
     }
 }
 

@@ -7,11 +7,9 @@
 //!
 //! The one thing that is not the kernel's word is the activation record (see [`ActivationRecord`]).
 
-mod mountinfo;
+pub mod mountinfo;
 mod record;
 mod volume;
-#[cfg(fuzzing)]
-pub(crate) use mountinfo::parse as mount_table;
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};

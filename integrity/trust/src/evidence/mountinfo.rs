@@ -1,4 +1,4 @@
-//! The mount table, as far as evidence needs it.
+//! The mount table, as far as evidence needs it and as the kernel writes it: names stay escaped.
 //!
 //! A line is `id parent maj:min root mountpoint options [tag…] - type source superoptions`, with
 //! space, tab, newline and backslash of names written as `\ooo`.
@@ -6,27 +6,28 @@
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mount {
+pub struct Mount {
     /// The mount's id, as `statx` gives it.
-    pub(super) id: u64,
+    pub id: u64,
     /// The id of the mount it is mounted on.
-    pub(super) parent: u64,
+    pub parent: u64,
     /// Device of the superblock, (major, minor).
-    pub(super) device: (u32, u32),
+    pub device: (u32, u32),
     /// What of the file system the mount shows: `/` for all of it.
-    pub(super) root: String,
+    pub root: String,
     /// Where it is.
-    pub(super) mount_point: String,
+    pub mount_point: String,
     /// File system type.
-    pub(super) kind: String,
+    pub kind: String,
     /// The superblock's options.
-    pub(super) super_options: Vec<String>,
+    pub super_options: Vec<String>,
 }
 
 /// Reads a whole table.
 ///
-/// `Err` holds the first line that is none: a table understood in part proves nothing.
-pub(crate) fn parse(table: &[u8]) -> Result<Vec<Mount>, String> {
+/// # Errors
+/// The first line that is none: a table understood in part proves nothing.
+pub fn parse(table: &[u8]) -> Result<Vec<Mount>, String> {
     let lines = table.split(|&b| b == b'\n').filter(|line| !line.is_empty());
     lines
         .map(|line| {
