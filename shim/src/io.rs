@@ -270,7 +270,12 @@ impl Sink {
     async fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match self {
             Self::Pipe(pipe) => pipe.write_all(bytes).await,
-            Self::File(file) => (&**file).write_all(bytes),
+            // a disk that stalls must not hold up the pod's other containers
+            Self::File(file) => {
+                let (file, bytes) = (file.clone(), bytes.to_vec());
+                let write = move || (&*file).write_all(&bytes);
+                tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)?
+            }
         }
     }
 }
