@@ -40,9 +40,8 @@ impl OomWatch {
             },
             Cgroup::V2(directory) => (directory, "memory.events"),
         };
-        if cgroup::text(directory, file).is_none() {
-            return Ok(None);
-        }
+        // a control group that was there before may have seen kills
+        let Some(before) = cgroup::text(directory, file) else { return Ok(None) };
         let path = directory.join(file);
         let wake = match cgroup {
             Cgroup::V1(_) => register_eventfd(directory, &path)?,
@@ -56,7 +55,8 @@ impl OomWatch {
         };
         let wake =
             pipe::Receiver::from_owned_fd_unchecked(wake).map_err(Error::io("wait for", &path))?;
-        let watch = Self { directory: directory.clone(), file, seen: Mutex::new(0), wake };
+        let watch =
+            Self { directory: directory.clone(), file, seen: Mutex::new(kills(&before)), wake };
         Ok(Some(watch))
     }
 
@@ -77,12 +77,16 @@ impl OomWatch {
     /// Whether there were kills since the last time this was asked.
     pub(crate) fn killed(&self) -> bool {
         let text = cgroup::text(&self.directory, self.file).unwrap_or_default();
-        let count = cgroup::keyed(&text, "oom_kill").unwrap_or(0);
+        let count = kills(&text);
         let mut seen = lock(&self.seen);
         let more = count > *seen;
         *seen = count.max(*seen);
         more
     }
+}
+
+fn kills(text: &str) -> u64 {
+    cgroup::keyed(text, "oom_kill").unwrap_or(0)
 }
 
 fn register_eventfd(directory: &std::path::Path, path: &PathBuf) -> Result<OwnedFd> {
@@ -103,13 +107,13 @@ mod tests {
     async fn a_change_of_the_counter_is_seen_once() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("memory.events");
-        std::fs::write(&file, "oom 0\noom_kill 0\n").unwrap();
+        std::fs::write(&file, "oom 5\noom_kill 5\n").unwrap();
         let watch = OomWatch::new(&Cgroup::V2(directory.path().into())).unwrap().unwrap();
         assert!(!watch.killed());
-        std::fs::write(&file, "oom 1\noom_kill 0\n").unwrap();
+        std::fs::write(&file, "oom 6\noom_kill 5\n").unwrap();
         watch.woken().await.unwrap();
         assert!(!watch.killed());
-        std::fs::write(&file, "oom 1\noom_kill 1\n").unwrap();
+        std::fs::write(&file, "oom 6\noom_kill 6\n").unwrap();
         watch.woken().await.unwrap();
         assert!(watch.killed());
         assert!(!watch.killed());
