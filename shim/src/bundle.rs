@@ -254,13 +254,17 @@ fn read<T: DeserializeOwned>(file: &Path) -> Result<T> {
         .map_err(|error| Error::io("parse", file)(std::io::Error::from(error)))
 }
 
-/// A new file, mode 0600, in place of any old one; never through a link.
+/// A new file, mode 0600, in place of any old one, whole or not at all; never through a link.
 fn write<T: Serialize>(file: &Path, value: &T) -> Result<()> {
-    remove(file);
+    let mut new = file.as_os_str().to_owned();
+    new.push(".new");
+    let new = Path::new(&new);
+    remove(new);
     let bytes = serde_json::to_vec(value).map_err(Error::decode("encode JSON"))?;
     let mut options = File::options();
-    let made = options.write(true).create_new(true).mode(0o600).open(file);
-    made.and_then(|mut made| made.write_all(&bytes)).map_err(Error::io("write", file))
+    let made = options.write(true).create_new(true).mode(0o600).open(new);
+    made.and_then(|mut made| made.write_all(&bytes)).map_err(Error::io("write", new))?;
+    std::fs::rename(new, file).map_err(Error::io("put in place", file))
 }
 
 #[cfg(test)]
