@@ -11,10 +11,11 @@
 //! behind (a re-used container id then waits for more than a second), starts tokio in all three processes, and brings a
 //! D-Bus stack for cgroups.
 
+use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use containerd_shim_protos::protobuf::Message as _;
 
 use crate::args::{Action, Args};
@@ -60,9 +61,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let mut arguments = std::env::args();
-    let program = arguments.next().unwrap_or_default();
-    let args = Args::parse(arguments)?;
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_default().to_string_lossy().into_owned();
+    let text = |argument: OsString| {
+        argument.into_string().map_err(|argument| anyhow!("argument {argument:?} is not UTF-8"))
+    };
+    let args = Args::parse(arguments.map(text).collect::<anyhow::Result<Vec<_>>>()?)?;
     match args.action {
         Action::Serve => daemon::serve(&args),
         Action::Start => {
