@@ -222,7 +222,8 @@ fn v2_cpu(stat: &str) -> v2::CPUStat {
 /// No limit is the largest number, as containerd's own cgroup package tells it.
 fn v2_memory(directory: &Path) -> Option<v2::MemoryStat> {
     let stat = text(directory, "memory.stat")?;
-    let value = |key| keyed(&stat, key).unwrap_or(0);
+    let value = |key: &str| keyed(&stat, key).unwrap_or(0);
+    let sum = |key| value(&format!("{key}_anon")).saturating_add(value(&format!("{key}_file")));
     Some(v2::MemoryStat {
         anon: value("anon"),
         file: value("file"),
@@ -243,8 +244,8 @@ fn v2_memory(directory: &Path) -> Option<v2::MemoryStat> {
         slab_unreclaimable: value("slab_unreclaimable"),
         pgfault: value("pgfault"),
         pgmajfault: value("pgmajfault"),
-        workingset_refault: value("workingset_refault_anon") + value("workingset_refault_file"),
-        workingset_activate: value("workingset_activate_anon") + value("workingset_activate_file"),
+        workingset_refault: sum("workingset_refault"),
+        workingset_activate: sum("workingset_activate"),
         workingset_nodereclaim: value("workingset_nodereclaim"),
         pgrefill: value("pgrefill"),
         pgscan: value("pgscan"),
