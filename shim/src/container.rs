@@ -14,6 +14,7 @@ use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest};
 use containerd_shim_protos::events::task as event;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
+use rustix::process::{Signal, kill_process};
 use tokio::task::AbortHandle;
 
 use crate::bundle::{self, ExecFiles, ExitRecord, Spec};
@@ -26,7 +27,7 @@ use crate::oom::OomWatch;
 use crate::options;
 use crate::process::{Phase, Process};
 use crate::reaper::{Child, Exit, Reaper};
-use crate::runtime::{Create, Exec, Runtime, Scope};
+use crate::runtime::{Create, Exec, Runtime, Scope, SystemdCgroup};
 use crate::sync::lock;
 
 /// How long output is awaited of a process that has ended while something still holds its streams.
@@ -145,6 +146,17 @@ impl Container {
         container.created(request);
         tokio::spawn(container.clone().watch_init(child));
         Ok(container)
+    }
+
+    /// Removes what [`Self::create`] had done when it was ended: its runtime is killed by then. Returns why it failed.
+    pub(crate) async fn unmake(shared: &Arc<Shared>, request: &CreateTaskRequest) -> Error {
+        let bundle = Path::new(&request.bundle);
+        let systemd_cgroup = bundle::read_kept(bundle).unwrap_or(SystemdCgroup::Off);
+        let runtime =
+            Runtime::new(shared.runtime.clone(), &shared.namespace, bundle, systemd_cgroup);
+        let owner = Owner { uid: 0, gid: 0 };
+        Maker { shared, runtime: &runtime, id: &request.id, owner }.undo().await;
+        Error::Cancelled { container: request.id.clone() }
     }
 
     fn created(self: &Arc<Self>, request: &CreateTaskRequest) {
@@ -530,7 +542,13 @@ impl Maker<'_> {
             };
         }
         match self.make_with_terminal(&make).await {
-            Ok(console) => streams.copy_console(console),
+            Ok(console) => match streams.copy_console(console) {
+                Ok(io) => Ok(io),
+                Err(error) => {
+                    self.unmake(&make).await;
+                    Err(error)
+                }
+            },
             Err(error) => {
                 streams.abandon().await;
                 Err(error)
@@ -542,8 +560,8 @@ impl Maker<'_> {
         let socket = ConsoleSocket::bind(&self.shared.socket)?;
         self.call(make, ChildStdio::Terminal { socket: socket.path().to_owned() }).await?;
         let console = socket.receive().await;
-        if console.is_err() && matches!(make, Make::Container(_)) {
-            self.undo().await;
+        if console.is_err() {
+            self.unmake(make).await;
         }
         console
     }
@@ -553,6 +571,21 @@ impl Maker<'_> {
         match make {
             Make::Container(create) => self.runtime.create(reaper, self.id, create, stdio).await,
             Make::Process(exec) => self.runtime.exec(reaper, self.id, exec, stdio).await,
+        }
+    }
+
+    /// Ends what was made and cannot be used.
+    async fn unmake(&self, make: &Make<'_>) {
+        let exec = match make {
+            Make::Container(_) => return self.undo().await,
+            Make::Process(exec) => exec,
+        };
+        let killed = bundle::read_pid(exec.pid_file).map(|pid| {
+            // the number is nobody else's before its exit is kept, and nothing is collected while this runs
+            if self.shared.reaper.is_gone(pid) { Ok(()) } else { kill_process(pid, Signal::KILL) }
+        });
+        if !matches!(killed, Ok(Ok(()))) {
+            log::error!("container {}: undo exec: {killed:?}", self.id);
         }
     }
 

@@ -37,6 +37,8 @@ pub(crate) enum Error {
     Io { call: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{what}")]
     Decode { what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("container {container}: deleted while it was being made")]
+    Cancelled { container: String },
     #[error("{what} took longer than {seconds} s")]
     Timeout { what: &'static str, seconds: u64 },
 }
@@ -70,6 +72,7 @@ impl Error {
             Self::State { .. } => Code::FAILED_PRECONDITION,
             Self::Invalid { .. } | Self::Decode { .. } => Code::INVALID_ARGUMENT,
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
+            Self::Cancelled { .. } => Code::CANCELLED,
             Self::Timeout { .. } => Code::DEADLINE_EXCEEDED,
             Self::Runtime { .. } | Self::RuntimeSilent { .. } | Self::Io { .. } => Code::UNKNOWN,
         }

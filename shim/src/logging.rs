@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, kill_process};
+use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
 use crate::error::{Error, Result};
-use crate::reaper::{Child, Reaper};
+use crate::reaper::{Reaper, Spawned};
 use crate::uri::{Program, Ready};
 
 /// What a logger gets to become ready.
@@ -27,7 +27,7 @@ const TERM: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Logger {
     name: String,
-    child: Child,
+    child: Spawned,
 }
 
 /// The ends of a logger's pipes that the container writes to.
@@ -63,13 +63,9 @@ impl Logger {
         let child = reaper.spawn(&mut command).map_err(Error::io("start", &program.path))?;
         drop(command); // with our copies of the logger's ends
         let mut logger = Self { name: program.path.display().to_string(), child };
-        match logger.ready(ready_read, program.ready).await {
-            Ok(()) => Ok((logger, Inputs { stdout, stderr })),
-            Err(error) => {
-                logger.signal(Signal::KILL);
-                Err(error)
-            }
-        }
+        // one that does not become ready is dropped, and so killed
+        logger.ready(ready_read, program.ready).await?;
+        Ok((logger, Inputs { stdout, stderr }))
     }
 
     async fn ready(&mut self, from: OwnedFd, ready: Ready) -> Result<()> {
@@ -95,24 +91,17 @@ impl Logger {
         if timeout(END, self.child.wait()).await.is_ok() {
             return;
         }
-        self.signal(Signal::TERM);
+        self.child.signal(Signal::TERM);
         if timeout(TERM, self.child.wait()).await.is_err() {
             log::warn!("logger {}: still there {TERM:?} after SIGTERM, killed", self.name);
-            self.signal(Signal::KILL);
         }
     }
 
     /// Ends a logger that has nothing to log, because its container was never made.
     pub(crate) async fn stop(mut self) {
-        self.signal(Signal::TERM);
+        self.child.signal(Signal::TERM);
         if timeout(END, self.child.wait()).await.is_err() {
-            self.signal(Signal::KILL);
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Err(error) = kill_process(self.child.pid, signal) {
-            log::debug!("logger {}: {signal:?}: {error}", self.name);
+            log::warn!("logger {}: still there {END:?} after SIGTERM, killed", self.name);
         }
     }
 }

@@ -9,12 +9,14 @@
 //! - a stranger (an orphan of a container in the host's pid namespace): collected and forgotten.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use rustix::process::{Pid, WaitOptions, WaitStatus};
-use tokio::signal::unix::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
+use rustix::process::{pidfd_open, pidfd_send_signal};
+use tokio::signal::unix::Signal as Signals;
 use tokio::sync::oneshot;
 
 use crate::sync::lock;
@@ -29,7 +31,6 @@ pub(crate) struct Exit {
 /// A process whose exit will be told once.
 #[derive(Debug)]
 pub(crate) struct Child {
-    pub(crate) pid: Pid,
     exited: oneshot::Receiver<Exit>,
 }
 
@@ -38,6 +39,39 @@ impl Child {
     pub(crate) async fn wait(&mut self) -> Exit {
         let lost = Exit { status: 128 + 9, at: SystemTime::now() };
         (&mut self.exited).await.unwrap_or(lost)
+    }
+}
+
+/// A child that was started here. It is killed when nobody waits for it any more.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    child: Child,
+    /// A number would be another process' once the child was collected.
+    handle: OwnedFd,
+    ended: bool,
+}
+
+impl Spawned {
+    /// Waits for the exit.
+    pub(crate) async fn wait(&mut self) -> Exit {
+        let exit = self.child.wait().await;
+        self.ended = true;
+        exit
+    }
+
+    /// Signals it; one that has ended is not there to hear.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Err(error) = pidfd_send_signal(&self.handle, signal) {
+            log::debug!("{signal:?}: {error}");
+        }
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.signal(Signal::KILL);
+        }
     }
 }
 
@@ -56,12 +90,23 @@ impl Reaper {
     /// Starts `command`. The caller closes its own copies of whatever was given to the child.
     ///
     /// # Errors
-    /// What `Command::spawn` says: the program is missing or may not be executed.
-    pub(crate) fn spawn(&self, command: &mut Command) -> std::io::Result<Child> {
+    /// What `Command::spawn` says: the program is missing or may not be executed. No descriptors left.
+    pub(crate) fn spawn(&self, command: &mut Command) -> std::io::Result<Spawned> {
         let mut table = lock(&self.0);
-        let child = command.spawn()?;
+        let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        Ok(table.await_exit(pid))
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(handle) => Ok(Spawned { child: table.await_exit(pid), handle, ended: false }),
+            Err(error) => {
+                child.kill()?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Whether an exit of this pid is kept for whoever expects one.
+    pub(crate) fn is_gone(&self, pid: Pid) -> bool {
+        lock(&self.0).early.contains_key(&pid)
     }
 
     /// Keeps the exits of unknown pids until the returned value is dropped.
@@ -71,7 +116,7 @@ impl Reaper {
     }
 
     /// Collects children for as long as the program runs.
-    pub(crate) async fn run(self, mut sigchld: Signal) {
+    pub(crate) async fn run(self, mut sigchld: Signals) {
         while sigchld.recv().await.is_some() {
             self.collect();
         }
@@ -92,7 +137,7 @@ impl Table {
     fn await_exit(&mut self, pid: Pid) -> Child {
         let (sender, exited) = oneshot::channel();
         self.awaited.insert(pid, sender);
-        Child { pid, exited }
+        Child { exited }
     }
 
     fn exited(&mut self, pid: Pid, exit: Exit) {
@@ -162,6 +207,22 @@ mod tests {
             assert_eq!(child.wait().await.status, status, "{script}");
         }
         assert!(reaper.spawn(&mut Command::new("/does/not/exist")).is_err());
+
+        // nobody waits for it any more
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let script = format!("echo $$ > {0}; exec sleep 1000", file.path().display());
+        let abandoned = reaper.spawn(&mut shell(&script)).unwrap();
+        let pid = loop {
+            let text = std::fs::read_to_string(file.path()).unwrap();
+            if let Ok(pid) = text.trim().parse().map(Pid::from_raw) {
+                break pid.unwrap();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        };
+        drop(abandoned);
+        while rustix::process::test_kill_process(pid).is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
 
         // an orphan that is gone before its pid is known, but not before its parent is, which would collect it
         let expectation = reaper.expect();

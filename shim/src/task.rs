@@ -40,8 +40,31 @@ struct Inner {
 /// A container's id is taken from the moment its making begins.
 #[derive(Debug)]
 enum Slot {
-    Creating,
+    Creating(Arc<Making>),
     Ready(Arc<Container>),
+}
+
+/// A container that is being made, for `Delete` to end: a runtime that hangs would keep the id, and the shim, for ever.
+#[derive(Debug, Default)]
+struct Making {
+    end: Notify,
+    /// Locked until it is made or gone.
+    going_on: tokio::sync::Mutex<()>,
+}
+
+/// Gives an id back unless a container was made of it, also when the making panics.
+struct Taken<'a> {
+    containers: &'a Mutex<HashMap<String, Slot>>,
+    id: &'a str,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut containers = lock(self.containers);
+        if matches!(containers.get(self.id), Some(Slot::Creating(_))) {
+            containers.remove(self.id);
+        }
+    }
 }
 
 impl Service {
@@ -63,30 +86,48 @@ impl Service {
     }
 
     async fn make(&self, request: api::CreateTaskRequest) -> Result<api::CreateTaskResponse> {
+        let making = Arc::new(Making::default());
+        let _going_on = making.going_on.lock().await;
         {
             let mut containers = lock(&self.0.containers);
             if containers.contains_key(&request.id) {
                 return Err(Error::Exists { what: "container", name: request.id });
             }
-            containers.insert(request.id.clone(), Slot::Creating);
+            containers.insert(request.id.clone(), Slot::Creating(making.clone()));
         }
-        let made = Container::create(&self.0.shared, &request).await;
-        let mut containers = lock(&self.0.containers);
+        let _taken = Taken { containers: &self.0.containers, id: &request.id };
+        let made = tokio::select! {
+            biased;
+            made = Container::create(&self.0.shared, &request) => made,
+            () = making.end.notified() => Err(Container::unmake(&self.0.shared, &request).await),
+        };
         match made {
             Ok(container) => {
                 let pid = container.init.pid();
-                containers.insert(request.id, Slot::Ready(container));
+                lock(&self.0.containers).insert(request.id.clone(), Slot::Ready(container));
                 Ok(api::CreateTaskResponse { pid, ..api::CreateTaskResponse::default() })
             }
             Err(error) => {
-                containers.remove(&request.id);
                 bundle::forget(Path::new(&request.bundle));
                 Err(error)
             }
         }
     }
 
+    /// Ends the making of a container, if it is being made, and waits for that end.
+    async fn end_making(&self, id: &str) {
+        let making = match lock(&self.0.containers).get(id) {
+            Some(Slot::Creating(making)) => making.clone(),
+            _ => return,
+        };
+        making.end.notify_one();
+        drop(making.going_on.lock().await);
+    }
+
     async fn remove(&self, request: api::DeleteRequest) -> Result<api::DeleteResponse> {
+        if request.exec_id.is_empty() {
+            self.end_making(&request.id).await;
+        }
         let container = self.container(&request.id)?;
         let (process, exit) = match request.exec_id.as_str() {
             "" => {

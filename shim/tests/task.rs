@@ -459,21 +459,54 @@ fn a_crash_in_the_middle_of_create_is_cleaned_up() {
         };
         assert!(tokio::join!(creation, crash).0.is_err());
         assert!(!gone(&socket));
-        let running = || {
-            let processes = std::fs::read_dir("/proc").unwrap().flatten();
-            let bundle = bundle.display().to_string();
-            let mut commands =
-                processes.filter_map(|each| std::fs::read(each.path().join("cmdline")).ok());
-            commands.any(|command| {
-                String::from_utf8_lossy(&command).contains(&format!("--bundle\0{bundle}"))
-            })
-        };
-        assert!(running());
+        assert!(is_making(&bundle));
         assert_eq!(site.delete(&bundle, "c1").exit_status, 137);
         // a child that the runtime had just forked looks like the runtime, and goes with it
-        until("the runtime's end", || !running()).await;
+        until("the runtime's end", || !is_making(&bundle)).await;
         assert!(gone(&socket));
     });
+}
+
+#[test]
+fn a_create_that_hangs_is_ended_by_delete() {
+    run(async {
+        let site = Site::new().await;
+        let config = r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"p1"}}"#;
+        let (pod, hangs) = (site.bundle("p1", "sleep 60", config), site.bundle("c1", "", config));
+        std::fs::write(hangs.join("slow"), "").unwrap();
+        let socket = site.start(&pod, "p1");
+        let (first, task) =
+            (Task::connect(&socket, "p1").await, Task::connect(&socket, "c1").await);
+        first.create(&pod).await.unwrap();
+        let creation = task.create(&hangs);
+        let end = async {
+            until("create's beginning", || is_making(&hangs)).await;
+            let (code, message) = status(task.delete("").await.unwrap_err());
+            assert_eq!((code, message.contains("no such container")), (Code::NOT_FOUND, true));
+        };
+        let (made, ()) = tokio::join!(creation, end);
+        let (code, message) = status(made.unwrap_err());
+        assert_eq!(code, Code::CANCELLED);
+        assert_eq!(message, "container c1: deleted while it was being made");
+        until("the runtime's end", || !is_making(&hangs)).await;
+        // the id is free again, and the neighbour never noticed
+        std::fs::remove_file(hangs.join("slow")).unwrap();
+        task.create(&hangs).await.unwrap();
+        task.delete("").await.unwrap();
+        assert_eq!(first.state().await.unwrap(), api::Status::CREATED);
+        first.delete("").await.unwrap();
+        let shim = first.shim_pid().await;
+        first.shut_down().await;
+        until("the shim's end", || !is_alive(shim)).await;
+    });
+}
+
+/// Whether a runtime, or a child that it has just forked, is making the container of `bundle`.
+fn is_making(bundle: &Path) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let words = format!("--bundle\0{}", bundle.display());
+    let mut commands = processes.filter_map(|each| std::fs::read(each.path().join("cmdline")).ok());
+    commands.any(|command| String::from_utf8_lossy(&command).contains(&words))
 }
 
 #[test]
