@@ -84,16 +84,21 @@ impl Picture {
 
     /// The same but for layers, which stay activated as long as an image has them, and their claims.
     pub(crate) fn without_layers(mut self) -> Self {
-        let of_a_layer = |what: &String| {
-            ["run/hallmark/l/", "run/hallmark/devices/", "var/lib/hallmark/"]
-                .iter()
-                .any(|place| what.contains(place))
-                || what.contains("Mapper { name: \"hallmark-")
-        };
-        self.mounts.retain(|what| !of_a_layer(what));
-        self.devices.retain(|what| !of_a_layer(what));
-        self.files.retain(|what| !of_a_layer(what));
+        self.mounts.retain(|what| !is_of_a_layer(what));
+        self.devices.retain(|what| !is_of_a_layer(what));
+        self.files.retain(|what| !is_of_a_layer(what));
         self
+    }
+
+    /// The same with layers counted instead of named: one that is activated anew gets another mount point and device.
+    pub(crate) fn with_layers_counted(self) -> Self {
+        let count = |all: &BTreeSet<String>| all.iter().filter(|what| is_of_a_layer(what)).count();
+        let (mounts, devices) = (count(&self.mounts), count(&self.devices));
+        let numbered = |count| (1..=count).map(|number| format!("{number}. of a layer"));
+        let mut counted = self.without_layers();
+        counted.mounts.extend(numbered(mounts));
+        counted.devices.extend(numbered(devices));
+        counted
     }
 
     /// The same but for the pipes that clients make for a container's streams.
@@ -134,6 +139,11 @@ impl Picture {
     }
 }
 
+fn is_of_a_layer(what: &str) -> bool {
+    let places = ["run/hallmark/l/", "run/hallmark/devices/", "var/lib/hallmark/"];
+    places.iter().any(|place| what.contains(place)) || what.contains("Mapper { name: \"hallmark-")
+}
+
 fn list_files(dir: &Path, all: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
@@ -150,6 +160,16 @@ fn list_files(dir: &Path, all: &mut BTreeSet<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_may_be_mounted_elsewhere_and_not_twice() {
+        let of = |mounts: &[&str]| {
+            let mounts = mounts.iter().map(|name| format!("/run/hallmark/l/{name} (erofs)"));
+            Picture { mounts: mounts.collect(), ..Picture::default() }.with_layers_counted()
+        };
+        assert!(of(&["b"]).since(&of(&["a"])).is_empty());
+        assert_eq!(of(&["b", "c"]).since(&of(&["a"])), ["mount 2. of a layer"]);
+    }
 
     #[test]
     fn a_new_mount_is_named() {

@@ -120,7 +120,7 @@ pub(crate) fn run(bench: &mut Bench, count: usize, seed: u64) -> Result<Counts> 
         problems: Mutex::default(),
     };
     worker::warm_up(&soak)?;
-    let before = Picture::take()?;
+    let before = Picture::take()?.with_layers_counted();
     soak.ctr(&worker::start_arguments(STEADY)).good().context("the steady container")?;
     let (soak, started) = (&soak, Instant::now());
     let (disturbed, grown) = std::thread::scope(|scope| -> Result<_> {
@@ -156,7 +156,9 @@ fn conclude(soak: &Soak, grown: &growth::Grown, before: &Picture) -> Result<Coun
         skipped: 0,
     };
     // a client that failed and a containerd that was killed do not clean up after themselves
-    let left = before.expect_again_but_for(&|now| now.without_pipes().without_hidden_bundles());
+    let left = before.expect_again_but_for(&|now| {
+        now.with_layers_counted().without_pipes().without_hidden_bundles()
+    });
     let left = left.map_err(|error| format!("{error:#}"));
     let listed = soak.ctr(&["containers", "list", "--quiet"]).good()?;
     let mut checks = vec![
