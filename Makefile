@@ -4,11 +4,13 @@ INTEGRATION = cargo run --quiet --release --package hallmark-integration --
 PREPARE = hack/prepare
 LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmark-seal \
             --package hallmark-trust --package hallmark-sys
+PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-musl/release
 
 # system calls struck by `make crash`: kills, and failures of file calls
 POINTS = 1000 300
 
-.PHONY: help demo test bench check guest build crash conformance-cri conformance-runc conformance-nerdctl soak fuzz clean
+.PHONY: help demo test bench check guest node build package crash fuzz conformance-cri conformance-runc \
+        conformance-nerdctl soak clean
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
@@ -42,6 +44,10 @@ soak: ## 2000 containers (COUNT) while daemons are restarted and killed; SEED re
 	@$(PREPARE) && $(INTEGRATION) soak --count $(or $(COUNT),2000) $(if $(SEED),--seed $(SEED))
 fuzz: ## each parser of bytes that others made, with inputs that coverage grows; SECONDS= each, TARGETS= picks some
 	@$(PREPARE) && hack/fuzz $(or $(SECONDS),10) $(TARGETS)
+node: ## a private node with our stack; SCRIPT='ctr version' is run on it, SITE=guest puts it into the guest
+	@$(PREPARE) && $(INTEGRATION) node --site $(or $(SITE),host) '$(or $(SCRIPT),exec sh -i)'
+package: build ## a Debian package and a tar of the four programs, their configuration and units, in target/package
+	@hack/package $(PROGRAMS)
 clean: ## remove what was built, the cache of components and images too
 	cargo clean
 	rm -rf .cache
