@@ -196,34 +196,56 @@ fn nerdctl(node: &Node, stack: Stack, arguments: &[&str]) -> Command {
     command
 }
 
+/// How often a use may be tried: containerd's own stack proves the use, and loses or repeats an event now and then on a
+/// loaded machine. Ours has the one.
+fn attempts(stack: Stack) -> usize {
+    match stack {
+        Stack::Stock => 3,
+        Stack::Hallmark => 1,
+    }
+}
+
 /// Runs a use with each stack; what differs from the table is an error.
 fn compare(bench: &mut Bench, stack: Stack, one: &Use) -> Result<()> {
     let node = bench.node()?;
     for &stack in stacks(stack) {
         // clients leave pipes behind that nobody else may remove
         let before = Picture::take()?.without_layers().without_pipes();
-        let expected = match (&one.differs, stack) {
-            (Some(difference), Stack::Hallmark) => difference.shows,
-            _ => one.shows,
-        };
-        let ran = script(node, stack, one.script)?.ran()?;
-        let mut shown = ran.stdout.trim_end().to_owned();
-        if !ran.status.success() {
-            shown.push_str(&format!("\n{}", ran.status));
+        let mut result = show(node, stack, one);
+        for _ in 1..attempts(stack) {
+            if result.is_err() {
+                remove_containers(node, stack)?;
+                result = show(node, stack, one);
+            }
         }
-        ensure!(
-            shown.trim() == expected.trim(),
-            "with {}: {:?}, expected {:?}\n{}",
-            runtime(stack),
-            shown.trim(),
-            expected.trim(),
-            tail(&ran.stderr, 12)
-        );
+        result?;
         remove_containers(node, stack)?;
         if stack == Stack::Hallmark {
             before.expect_again_but_for(&|now| now.without_layers().without_pipes())?;
         }
     }
+    Ok(())
+}
+
+/// Runs a use once.
+fn show(node: &Node, stack: Stack, one: &Use) -> Result<()> {
+    let expected = match (&one.differs, stack) {
+        (Some(difference), Stack::Hallmark) => difference.shows,
+        _ => one.shows,
+    };
+    let ran = script(node, stack, one.script)?.ran()?;
+    let mut shown = ran.stdout.trim_end().to_owned();
+    if !ran.status.success() {
+        shown.push_str(&format!("\n{}", ran.status));
+    }
+    ensure!(
+        shown.trim() == expected.trim(),
+        "with {}: {:?}, expected {:?}\n{}",
+        runtime(stack),
+        shown.trim(),
+        expected.trim(),
+        tail(&ran.stderr, 12)
+    );
     Ok(())
 }
 
