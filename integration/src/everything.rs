@@ -15,9 +15,28 @@ use crate::table::Counts;
 /// Runs all parts, even after one has failed, and prints the sum as the last line.
 pub(crate) fn run(cache: &Cache) -> Result<ExitCode> {
     let tools = Parts::build(cache)?.tools.bin();
-    let mut rows = vec![("workspace", workspace(&tools, &cache.log("cargo-test"))?)];
-    for site in ["host", "guest"] {
-        rows.push((site, table(site, &cache.log(&format!("table-{site}")))?));
+    let workspace = ("workspace", workspace(&tools, &cache.log("cargo-test"))?);
+    let parts = [("host", &["host"][..]), ("guest", &["guest"])];
+    sum(cache, vec![workspace], &parts)
+}
+
+/// The soak on this machine, then the guest that goes down under its containers.
+pub(crate) fn soak(cache: &Cache, count: &str, seed: &str) -> Result<ExitCode> {
+    let parts = [("soak", &["soak-here", count, seed][..]), ("reboot", &["reboot"])];
+    sum(cache, Vec::new(), &parts)
+}
+
+/// A part's name, its counts, and its seconds.
+type Row<'a> = (&'a str, (Counts, u64));
+
+/// Runs each part, whatever became of the others, and prints all sums, the last line being that of all.
+fn sum<'a>(
+    cache: &Cache,
+    mut rows: Vec<Row<'a>>,
+    parts: &[(&'a str, &[&str])],
+) -> Result<ExitCode> {
+    for (name, arguments) in parts {
+        rows.push((name, part(name, arguments, &cache.log(&format!("part-{name}")))?));
     }
     let mut sum = Counts::default();
     println!();
@@ -49,10 +68,10 @@ fn workspace(tools: &Path, log: &Path) -> Result<(Counts, u64)> {
     Ok((counts, seconds))
 }
 
-/// This program again, for one site; its last line has the numbers.
-fn table(site: &str, log: &Path) -> Result<(Counts, u64)> {
+/// This program again, for one part; its last line has the numbers.
+fn part(name: &str, arguments: &[&str], log: &Path) -> Result<(Counts, u64)> {
     let mut this = Command::new(std::env::current_exe()?);
-    this.arg(site);
+    this.args(arguments);
     let mut found = None;
     let (good, seconds) = watch(this, log, &mut |line| {
         found = Counts::parse(line).or(found);
@@ -60,7 +79,7 @@ fn table(site: &str, log: &Path) -> Result<(Counts, u64)> {
     })?;
     let mut counts = found.unwrap_or_default();
     if !good && counts.failed == 0 {
-        println!("FAIL  the tests of the {site} ended badly: {}", log.display());
+        println!("FAIL  {name} ended badly: {}", log.display());
         counts.failed = 1;
     }
     Ok((counts, seconds))

@@ -20,6 +20,7 @@ mod images;
 mod kit;
 mod leaks;
 mod node;
+mod reboot;
 mod registry;
 mod run;
 mod sandbox;
@@ -142,6 +143,16 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// The soak without the reboot
+    SoakHere { count: usize, seed: u64 },
+    /// The guest goes down under its containers and comes up again
+    Reboot,
+    /// (inside) both boots
+    #[command(hide = true)]
+    Rebooted { kit: PathBuf },
+    /// (inside) one of them
+    #[command(hide = true)]
+    AroundReboot { part: Around, kit: PathBuf },
     /// (inside) the soak
     #[command(hide = true)]
     Soaked { kit: PathBuf, count: usize, seed: u64 },
@@ -190,6 +201,13 @@ enum Command {
     },
 }
 
+/// Which side of a reboot.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Around {
+    Before,
+    After,
+}
+
 fn main() -> ExitCode {
     match perform(Arguments::parse().command) {
         Ok(code) => code,
@@ -235,12 +253,30 @@ fn perform(command: Command) -> Result<ExitCode> {
             counted(uses::run(&mut bench, stack, &filter)?)
         }
         Command::Soak { count, seed } => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+            let seed = seed.unwrap_or(now.as_secs()).to_string();
+            everything::soak(&prepared()?, &count.to_string(), &seed)
+        }
+        Command::SoakHere { count, seed } => {
             let cache = prepared()?;
             let kit = assemble(&cache, Stack::Hallmark)?;
             let kit = kit.root().to_string_lossy();
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-            let seed = seed.unwrap_or(now.as_secs()).to_string();
-            sandbox::supervise(&cache, &["soaked", &kit, &count.to_string(), &seed])
+            sandbox::supervise(&cache, &["soaked", &kit, &count.to_string(), &seed.to_string()])
+        }
+        Command::Reboot => {
+            let cache = prepared()?;
+            Parts::build(&cache)?;
+            let kit = assemble(&cache, Stack::Hallmark)?;
+            sandbox::supervise(&cache, &["rebooted", &kit.root().to_string_lossy()])
+        }
+        Command::Rebooted { kit } => reboot_guest(&kit),
+        Command::AroundReboot { part, kit } => {
+            let mut bench = test_bench(Site::Guest, Stack::Hallmark, &kit);
+            match part {
+                // whose node runs until the end
+                Around::Before => reboot::before(&mut bench).map(|()| ExitCode::SUCCESS),
+                Around::After => counted(table::run(&[reboot::AFTER], &mut bench, "")?),
+            }
         }
         Command::Soaked { kit, count, seed } => {
             let mut bench = test_bench(Site::Host, Stack::Hallmark, &kit);
@@ -328,6 +364,19 @@ fn run_script(site: Site, stack: Stack, kit: &std::path::Path, script: &str) -> 
     let status = shell.status()?;
     bench.stop()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Boots the guest, and once more over the same disk.
+fn reboot_guest(kit: &std::path::Path) -> Result<ExitCode> {
+    let parts = Parts::build(&Cache::open()?)?;
+    let guest = Guest::new(&parts, &Kit::at(kit), std::path::Path::new("/tmp/guest"))?;
+    let print = &mut |line: &str| println!("{line}");
+    let first = guest.run(&["around-reboot", "before", guest::init::KIT], print)?;
+    if first.code != 0 {
+        anyhow::bail!("the guest before the reboot: exit code {}", first.code);
+    }
+    let second = guest.run_again(&["around-reboot", "after", guest::init::KIT], print)?;
+    Ok(ExitCode::from(second.code))
 }
 
 fn boot(kit: &std::path::Path, arguments: &[String]) -> Result<ExitCode> {
