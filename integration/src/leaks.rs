@@ -119,7 +119,8 @@ impl Picture {
         self.wait_for(&|| Ok(part(Self::take()?)))
     }
 
-    /// Waits until nothing is left that was not there, up to thirty seconds: emulated processors take their time.
+    /// Waits until nothing is left that was not there, up to ninety seconds: emulated processors take their time, and a
+    /// shim that was forgotten when containerd was killed ends after sixty.
     pub(crate) fn expect_again(&self) -> Result<()> {
         self.wait_for(&Self::take)
     }
@@ -131,7 +132,7 @@ impl Picture {
             if left.is_empty() {
                 return Ok(());
             }
-            if started.elapsed() > Duration::from_secs(30) {
+            if started.elapsed() > Duration::from_secs(90) {
                 bail!("left behind:\n  {}", left.join("\n  "));
             }
             std::thread::sleep(Duration::from_millis(200));

@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
@@ -26,6 +28,10 @@ use crate::runtime::Scope;
 use crate::stats;
 use crate::sync::lock;
 
+/// How long a shim without a container waits for one. containerd creates the first as soon as `start` has answered, and
+/// asks for the end when the last one is deleted; one that was killed in between does neither.
+const WITHOUT: Duration = Duration::from_secs(60);
+
 /// The containers of one shim.
 #[derive(Debug, Clone)]
 pub(crate) struct Service(Arc<Inner>);
@@ -34,7 +40,11 @@ pub(crate) struct Service(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     containers: Mutex<HashMap<String, Slot>>,
+    /// How many were ever begun.
+    begun: AtomicU64,
     shutdown: Notify,
+    /// A container is gone.
+    removed: Notify,
 }
 
 /// A container's id is taken from the moment its making begins.
@@ -54,28 +64,45 @@ struct Making {
 
 /// Gives an id back unless a container was made of it, also when the making panics.
 struct Taken<'a> {
-    containers: &'a Mutex<HashMap<String, Slot>>,
+    inner: &'a Inner,
     id: &'a str,
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        let mut containers = lock(self.containers);
+        let mut containers = lock(&self.inner.containers);
         if matches!(containers.get(self.id), Some(Slot::Creating(_))) {
             containers.remove(self.id);
+            self.inner.removed.notify_one();
         }
     }
 }
 
 impl Service {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let containers = Mutex::default();
-        Self(Arc::new(Inner { shared, containers, shutdown: Notify::new() }))
+        let (containers, begun) = (Mutex::default(), AtomicU64::new(0));
+        let (shutdown, removed) = (Notify::new(), Notify::new());
+        Self(Arc::new(Inner { shared, containers, begun, shutdown, removed }))
     }
 
-    /// Waits until containerd has asked for the end and no container is left.
+    /// Waits until containerd has asked for the end and no container is left, or has forgotten this shim.
     pub(crate) async fn ended(&self) {
-        self.0.shutdown.notified().await;
+        tokio::select! {
+            () = self.0.shutdown.notified() => {}
+            () = self.forgotten() => log::warn!("no container for {WITHOUT:?}, and no word of containerd"),
+        }
+    }
+
+    async fn forgotten(&self) {
+        loop {
+            let begun = self.0.begun.load(Ordering::Relaxed);
+            tokio::time::sleep(WITHOUT).await;
+            let none_since = begun == self.0.begun.load(Ordering::Relaxed);
+            if none_since && lock(&self.0.containers).is_empty() {
+                return;
+            }
+            self.0.removed.notified().await;
+        }
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>> {
@@ -94,8 +121,9 @@ impl Service {
                 return Err(Error::Exists { what: "container", name: request.id });
             }
             containers.insert(request.id.clone(), Slot::Creating(making.clone()));
+            self.0.begun.fetch_add(1, Ordering::Relaxed);
         }
-        let _taken = Taken { containers: &self.0.containers, id: &request.id };
+        let _taken = Taken { inner: &self.0, id: &request.id };
         let made = tokio::select! {
             biased;
             made = Container::create(&self.0.shared, &request) => made,
@@ -133,6 +161,7 @@ impl Service {
             "" => {
                 let exit = container.delete().await?;
                 lock(&self.0.containers).remove(&request.id);
+                self.0.removed.notify_one();
                 (container.init.clone(), Some(exit))
             }
             exec_id => {
@@ -383,5 +412,44 @@ impl Task for Service {
             self.0.shutdown.notify_one();
         }
         Ok(empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Events;
+    use crate::reaper::Reaper;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shim_that_containerd_forgot_ends_and_one_with_a_container_does_not() {
+        let shared = Shared {
+            namespace: "n".to_owned(),
+            reaper: Reaper::default(),
+            events: Events::start("n", String::new()),
+            runtime: "hallmark-runtime".into(),
+            socket: "s".into(),
+        };
+        let service = Service::new(Arc::new(shared));
+        let taken = |id: &str| {
+            let slot = Slot::Creating(Arc::default());
+            lock(&service.0.containers).insert(id.to_owned(), slot);
+            service.0.begun.fetch_add(1, Ordering::Relaxed);
+        };
+        let ends = |seconds| tokio::time::timeout(Duration::from_secs(seconds), service.ended());
+        assert!(ends(59).await.is_err());
+        assert!(ends(61).await.is_ok());
+        taken("a");
+        assert!(ends(3600).await.is_err());
+        // one that comes and goes gives the shim another minute
+        let changing = async {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            drop(Taken { inner: &service.0, id: "a" });
+            taken("b");
+            drop(Taken { inner: &service.0, id: "b" });
+        };
+        let ((), early) = tokio::join!(changing, ends(100));
+        assert!(early.is_err());
+        assert!(ends(61).await.is_ok());
     }
 }
