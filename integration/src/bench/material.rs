@@ -109,7 +109,7 @@ pub(crate) fn stage(name: &str, tar: &Path) -> Result<()> {
             digest.update(&buffer[..count]);
         }
         if name != "digest" {
-            buffer[..count].as_chunks().0.iter().for_each(|block| tree.push(block));
+            tree.extend(buffer[..count].as_chunks().0);
         }
     }
     std::hint::black_box((digest.finalize(), tree.data_blocks()));

@@ -90,9 +90,7 @@ impl<W: Read + Write + Seek> ImageWriter<W> {
 
     /// Writes whole blocks.
     pub(crate) fn blocks(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        for block in bytes.as_chunks::<BLOCK>().0 {
-            self.tree.push(block);
-        }
+        self.tree.extend(bytes.as_chunks::<BLOCK>().0);
         self.out.write_all(bytes).map_err(Cause::Image)?;
         Ok(())
     }

@@ -58,10 +58,9 @@ impl FileHasher {
     pub fn update(&mut self, mut bytes: &[u8]) {
         self.len = self.len.saturating_add(bytes.len() as u64);
         while !bytes.is_empty() {
-            if self.filled == 0
-                && let Some((block, rest)) = bytes.split_first_chunk::<BLOCK>()
-            {
-                self.tree.push(block);
+            let (blocks, rest) = bytes.as_chunks::<BLOCK>();
+            if self.filled == 0 && !blocks.is_empty() {
+                self.tree.extend(blocks);
                 bytes = rest;
                 continue;
             }

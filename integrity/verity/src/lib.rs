@@ -8,6 +8,7 @@
 mod descriptor;
 mod digest;
 mod error;
+mod hasher;
 mod rehash;
 mod superblock;
 mod tree;

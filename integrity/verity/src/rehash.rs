@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use crate::volume::{DataBlocks, Salt, levels};
 use crate::{BLOCK, DIGEST, FANOUT, RootHash};
 
-use crate::tree::Hasher;
+use crate::hasher::Hasher;
 
 /// Bytes asked for in one read: large enough that the calls cost nothing beside the hashing.
 const READ: usize = 256 * BLOCK;
@@ -20,34 +20,35 @@ const READ: usize = 256 * BLOCK;
 /// What `data` answers; `UnexpectedEof` when it is shorter than `data_blocks`; `InvalidInput` for no
 /// data block at all.
 pub fn root_of(mut data: impl Read, salt: &Salt, data_blocks: DataBlocks) -> io::Result<RootHash> {
-    let mut fold = Fold::new(salt, data_blocks);
+    let hasher = Hasher::new(salt);
+    let mut fold = Fold::new(&hasher, data_blocks);
     let mut left = data_blocks.0;
     let mut buffer = vec![0; READ];
     while left > 0 {
         let blocks = usize::try_from(left).unwrap_or(usize::MAX).min(READ / BLOCK);
         let part = buffer.get_mut(..blocks.saturating_mul(BLOCK)).unwrap_or_default();
         data.read_exact(part)?;
-        part.as_chunks::<BLOCK>().0.iter().for_each(|block| fold.push(block));
+        hasher.blocks(part.as_chunks().0).for_each(|leaf| fold.push(leaf));
         left = left.saturating_sub(blocks as u64);
     }
     fold.finish().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no data blocks"))
 }
 
 /// The unfinished hash block of every level, leaf level first, and the last digest of the top.
-struct Fold {
-    hasher: Hasher,
+struct Fold<'a> {
+    hasher: &'a Hasher,
     open: Vec<Vec<[u8; DIGEST]>>,
     root: Option<[u8; DIGEST]>,
 }
 
-impl Fold {
-    fn new(salt: &Salt, data_blocks: DataBlocks) -> Self {
+impl<'a> Fold<'a> {
+    fn new(hasher: &'a Hasher, data_blocks: DataBlocks) -> Self {
         let open = levels(data_blocks).iter().map(|_| Vec::with_capacity(FANOUT)).collect();
-        Self { hasher: Hasher::new(salt), open, root: None }
+        Self { hasher, open, root: None }
     }
 
-    fn push(&mut self, block: &[u8; BLOCK]) {
-        let mut digest = self.hasher.block(block);
+    fn push(&mut self, leaf: [u8; DIGEST]) {
+        let mut digest = leaf;
         for level in &mut self.open {
             level.push(digest);
             if level.len() < FANOUT {

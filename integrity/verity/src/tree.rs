@@ -10,33 +10,10 @@
 
 use std::io::{self, Write};
 
-use sha2::{Digest as _, Sha256};
-
 use crate::error::{Cause, Error};
+use crate::hasher::Hasher;
 use crate::volume::{DataBlocks, Salt};
 use crate::{BLOCK, DIGEST, FANOUT, RootHash};
-
-/// SHA-256 with the salt already absorbed: copied for every block.
-#[derive(Clone)]
-pub(crate) struct Hasher(Sha256);
-
-impl Hasher {
-    pub(crate) fn new(salt: &Salt) -> Self {
-        Self(Sha256::new_with_prefix(salt.as_bytes()))
-    }
-
-    pub(crate) fn block(&self, block: &[u8; BLOCK]) -> [u8; DIGEST] {
-        self.0.clone().chain_update(block).finalize().into()
-    }
-
-    /// The digest of a hash block that holds these digests, at most [`FANOUT`].
-    pub(crate) fn digests(&self, digests: &[[u8; DIGEST]]) -> [u8; DIGEST] {
-        const ZEROS: [u8; BLOCK] = [0; BLOCK];
-        let digests = digests.as_flattened();
-        let padding = ZEROS.get(digests.len()..).unwrap_or_default();
-        self.0.clone().chain_update(digests).chain_update(padding).finalize().into()
-    }
-}
 
 /// Collects the leaves of a volume, in order, 32 bytes of memory for each data block.
 pub struct TreeBuilder {
@@ -54,6 +31,11 @@ impl TreeBuilder {
     /// Hashes the next data block.
     pub fn push(&mut self, block: &[u8; BLOCK]) {
         self.leaves.push(self.hasher.block(block));
+    }
+
+    /// Hashes the next data blocks, sooner than one by one.
+    pub fn extend(&mut self, blocks: &[[u8; BLOCK]]) {
+        self.leaves.extend(self.hasher.blocks(blocks));
     }
 
     /// Hashes a data block that was pushed before and has other bytes now.
