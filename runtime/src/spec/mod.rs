@@ -8,6 +8,7 @@
 
 mod capability;
 mod device;
+mod document;
 mod hook;
 mod mount;
 mod namespace;
@@ -18,12 +19,14 @@ mod system;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::LinuxSeccomp;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::cgroup::Resources;
 use crate::error::{Context, Error, ErrorKind, Result};
+
+use document::{Document, Process};
 
 pub use capability::Capabilities;
 pub(crate) use capability::{names as capability_names, parse as parse_capability};
@@ -105,9 +108,9 @@ impl Plan {
         seccomp::known(&lenient)?;
         system::memory_policy_known(&lenient)?;
         let resources = take_resources(&mut lenient)?;
-        let spec: Spec = serde_json::from_value(lenient)
+        let document: Document = serde_json::from_value(lenient)
             .map_err(|error| Error::spec(format!("config.json: {error}")))?;
-        Self::from_spec(&spec, Taken { capabilities, resources, warnings, config }, bundle)
+        Self::from_document(document, Taken { capabilities, resources, warnings, config }, bundle)
     }
 
     /// Writes the hooks' environments into the configuration that the state file keeps.
@@ -128,24 +131,25 @@ impl Plan {
         Ok(())
     }
 
-    fn from_spec(spec: &Spec, taken: Taken, bundle: &Path) -> Result<Self> {
-        version(spec.version())?;
-        let root = spec.root().as_ref().ok_or_else(|| Error::spec("root must be specified"))?;
-        let process = spec.process().as_ref();
-        let process = process.ok_or_else(|| Error::spec("process property must not be empty"))?;
-        let linux = spec.linux().as_ref();
-        let linux = linux.ok_or_else(|| Error::spec("linux property must not be empty"))?;
+    fn from_document(document: Document, taken: Taken, bundle: &Path) -> Result<Self> {
+        version(&document.oci_version)?;
+        let missing = |what: &'static str| move || Error::spec(what);
+        let root = document.root.as_ref().ok_or_else(missing("root must be specified"))?;
+        let process = document.process;
+        let process = process.ok_or_else(missing("process property must not be empty"))?;
+        let linux = document.linux.as_ref();
+        let linux = linux.ok_or_else(missing("linux property must not be empty"))?;
         let namespaces = NamespacePlan::parse(linux)?;
         system::unsupported(linux)?;
         let rootfs = bundle.join(root.path());
         let places = mount::Places { bundle, root: &rootfs };
         let plan = Self {
-            oci_version: spec.version().clone(),
+            oci_version: document.oci_version,
             read_only_root: root.readonly().unwrap_or(false),
-            mounts: mount::parse_all(spec.mounts().as_deref().unwrap_or_default(), places)?,
+            mounts: mount::parse_all(document.mounts.as_deref().unwrap_or_default(), places)?,
             process: ProcessPlan::parse(process, taken.capabilities)?,
-            hostname: namespace::host_name(spec.hostname(), "hostname", &namespaces)?,
-            domainname: namespace::host_name(spec.domainname(), "domainname", &namespaces)?,
+            hostname: namespace::host_name(&document.hostname, "hostname", &namespaces)?,
+            domainname: namespace::host_name(&document.domainname, "domainname", &namespaces)?,
             sysctls: system::sysctls(linux, &namespaces)?,
             devices: device::parse_all(linux.devices().as_deref().unwrap_or_default())?,
             masked_paths: system::paths(linux.masked_paths(), "maskedPaths")?,
@@ -155,8 +159,8 @@ impl Plan {
             seccomp: linux.seccomp().clone(),
             resources: taken.resources,
             cgroups_path: system::cgroups_path(linux)?,
-            hooks: Hooks::parse(spec.hooks().as_ref())?,
-            annotations: spec.annotations().clone().unwrap_or_default().into_iter().collect(),
+            hooks: Hooks::parse(document.hooks.as_ref())?,
+            annotations: document.annotations.unwrap_or_default().into_iter().collect(),
             personality: system::personality(linux)?,
             memory_policy: MemoryPolicy::parse(linux.memory_policy().as_ref())?,
             warnings: taken.warnings,
@@ -189,9 +193,9 @@ pub(crate) fn parse_process(
 ) -> Result<ProcessPlan> {
     process::lenient(&mut value);
     let capabilities = capability::take(&mut value, warnings)?.unwrap_or(container.capabilities);
-    let process: oci_spec::runtime::Process =
+    let process: Process =
         serde_json::from_value(value).map_err(|error| Error::spec(format!("process: {error}")))?;
-    let mut plan = ProcessPlan::parse(&process, Some(capabilities))?;
+    let mut plan = ProcessPlan::parse(process, Some(capabilities))?;
     if plan.rlimits.is_empty() {
         plan.rlimits.clone_from(&container.rlimits);
     }

@@ -5,6 +5,7 @@ use oci_spec::runtime as oci;
 use rustix::process::Resource;
 use rustix::thread::CpuSet;
 
+use super::document::Process;
 use super::{Capabilities, no_nul, non_empty};
 use crate::error::{Error, Result};
 
@@ -71,28 +72,25 @@ impl Rlimit {
 }
 
 impl ProcessPlan {
-    pub(super) fn parse(
-        process: &oci::Process,
-        capabilities: Option<Capabilities>,
-    ) -> Result<Self> {
-        let affinity = process.exec_cpu_affinity().as_ref();
-        let cpus = |list: Option<&String>| list.map(|list| cpu_set(list)).transpose();
+    pub(super) fn parse(process: Process, capabilities: Option<Capabilities>) -> Result<Self> {
+        let affinity = process.exec_cpu_affinity.as_ref();
+        let cpus = |list| non_empty(list).as_deref().map(cpu_set).transpose();
         let plan = Self {
-            args: process.args().clone().unwrap_or_default(),
-            env: process.env().clone().unwrap_or_default(),
-            cwd: process.cwd().to_str().unwrap_or_default().to_owned(),
-            terminal: terminal(process)?,
-            user: user(process.user())?,
+            terminal: terminal(&process)?,
+            user: user(&process.user)?,
             capabilities: capabilities.unwrap_or_else(Capabilities::none),
-            rlimits: rlimits(process.rlimits().as_deref().unwrap_or_default())?,
-            no_new_privileges: process.no_new_privileges().unwrap_or(false),
-            apparmor_profile: label(process.apparmor_profile().as_ref(), "apparmorProfile")?,
-            selinux_label: label(process.selinux_label().as_ref(), "selinuxLabel")?,
-            oom_score_adj: oom_score_adj(process.oom_score_adj())?,
-            scheduler: process.scheduler().as_ref().map(scheduler).transpose()?,
-            io_priority: process.io_priority().as_ref().map(io_priority).transpose()?,
-            initial_affinity: cpus(affinity.and_then(|a| a.initial().as_ref()))?,
-            final_affinity: cpus(affinity.and_then(|a| a.cpu_affinity_final().as_ref()))?,
+            rlimits: rlimits(process.rlimits.as_deref().unwrap_or_default())?,
+            no_new_privileges: process.no_new_privileges.unwrap_or(false),
+            apparmor_profile: label(process.apparmor_profile.as_ref(), "apparmorProfile")?,
+            selinux_label: label(process.selinux_label.as_ref(), "selinuxLabel")?,
+            oom_score_adj: oom_score_adj(process.oom_score_adj)?,
+            scheduler: process.scheduler.as_ref().map(scheduler).transpose()?,
+            io_priority: process.io_priority.as_ref().map(io_priority).transpose()?,
+            initial_affinity: cpus(affinity.and_then(|affinity| affinity.initial.as_ref()))?,
+            final_affinity: cpus(affinity.and_then(|affinity| affinity.last.as_ref()))?,
+            args: process.args.unwrap_or_default(),
+            env: process.env.unwrap_or_default(),
+            cwd: process.cwd,
         };
         plan.require()?;
         Ok(plan)
@@ -125,11 +123,11 @@ impl ProcessPlan {
     }
 }
 
-fn terminal(process: &oci::Process) -> Result<Terminal> {
-    if !process.terminal().unwrap_or(false) {
+fn terminal(process: &Process) -> Result<Terminal> {
+    if !process.terminal.unwrap_or(false) {
         return Ok(Terminal::No);
     }
-    let Some(size) = process.console_size() else { return Ok(Terminal::Yes(None)) };
+    let Some(size) = process.console_size else { return Ok(Terminal::Yes(None)) };
     match (u16::try_from(size.height()), u16::try_from(size.width())) {
         (Ok(rows), Ok(columns)) => Ok(Terminal::Yes(Some((rows, columns)))),
         _ => Err(Error::spec(format!(
@@ -273,8 +271,10 @@ fn cpu_set(list: &str) -> Result<CpuSet> {
     let mut set = CpuSet::new();
     for range in list.split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let number =
-            |text: &str| text.trim().parse::<usize>().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU);
+        let number = |text: &str| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|cpu| digits && *cpu < CpuSet::MAX_CPU)
+        };
         let (first, last) = number(first).zip(number(last)).ok_or_else(bad)?;
         if first > last {
             return Err(bad());
@@ -318,7 +318,7 @@ mod tests {
             process["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 7});
             process["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
             process["user"]["umask"] = json!(0o27);
-            process["execCPUAffinity"] = json!({"final": "0-1,3"});
+            process["execCPUAffinity"] = json!({"initial": "", "final": "0-1,3"});
         })
         .unwrap()
         .process;
@@ -327,6 +327,7 @@ mod tests {
         assert_eq!(plan.io_priority, Some(3 << 13 | 7));
         assert_eq!(plan.scheduler.unwrap().policy, 3);
         assert_eq!(plan.user.umask, Some(0o27));
+        assert!(plan.initial_affinity.is_none());
         assert_eq!(plan.final_affinity.unwrap().count(), 3);
         assert_eq!(plan.capabilities, Capabilities::none());
     }
@@ -345,6 +346,10 @@ mod tests {
             ("rlimits", json!([{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]), "above hard"),
             ("rlimits", json!([{"type": "RLIMIT_NONE", "soft": 2, "hard": 1}]), "RLIMIT_NONE"),
             ("execCPUAffinity", json!({"initial": "3-1"}), "CPU"),
+            ("execCPUAffinity", json!({"initial": "0, 1"}), "CPU"),
+            ("execCPUAffinity", json!({"final": "+1"}), "CPU"),
+            ("execCPUAffinity", json!({"final": "1,"}), "CPU"),
+            ("execCPUAffinity", json!({"final": "1024"}), "CPU"),
         ] {
             let error = minimal(|c| c["process"][key] = value.clone()).unwrap_err();
             assert!(error.to_string().contains(expected), "{key} {value}: {error}");
