@@ -30,6 +30,8 @@ pub struct NodeConfig {
     pub trust: TrustConfig,
     /// `[snapshotter]`: where layers are kept.
     pub snapshotter: SnapshotterConfig,
+    /// `[registry]`: claims in registries.
+    pub registry: RegistryConfig,
 }
 
 /// `[gate]`
@@ -137,7 +139,7 @@ impl Default for TrustConfig {
 impl TrustConfig {
     /// The revocation file, if one is configured.
     pub fn revocations(&self) -> Option<&Path> {
-        Some(self.revocations.as_path()).filter(|path| !path.as_os_str().is_empty())
+        given(&self.revocations)
     }
 }
 
@@ -155,6 +157,10 @@ pub struct SnapshotterConfig {
     pub containerd: PathBuf,
     /// Whether the kernel is given a layer's signature.
     pub layer_signature: LayerSignature,
+    /// Address and port that metrics are served on; empty: none.
+    pub metrics: String,
+    /// How log lines look.
+    pub log: LogFormat,
 }
 
 impl Default for SnapshotterConfig {
@@ -165,8 +171,71 @@ impl Default for SnapshotterConfig {
             socket: "/run/hallmark/hallmark.sock".into(),
             containerd: "/run/containerd/containerd.sock".into(),
             layer_signature: LayerSignature::WhenPresent,
+            metrics: String::new(),
+            log: LogFormat::Text,
         }
     }
+}
+
+/// How the snapshotter's log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[registry]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Whether registries are asked for claims.
+    pub claims: RegistryClaims,
+    /// containerd's `certs.d`; empty: no mirrors, and the system's certificates.
+    pub hosts: PathBuf,
+    /// Docker's `config.json` with logins, root's alone; empty: none.
+    pub credentials: PathBuf,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            claims: RegistryClaims::Fetch,
+            hosts: "/etc/containerd/certs.d".into(),
+            credentials: PathBuf::new(),
+        }
+    }
+}
+
+impl RegistryConfig {
+    /// containerd's `certs.d`, if one is named.
+    #[must_use]
+    pub fn hosts(&self) -> Option<&Path> {
+        given(&self.hosts)
+    }
+
+    /// The file of logins, if one is named.
+    #[must_use]
+    pub fn credentials(&self) -> Option<&Path> {
+        given(&self.credentials)
+    }
+}
+
+/// An empty path stands for none.
+fn given(path: &Path) -> Option<&Path> {
+    Some(path).filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Whether registries are asked for claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegistryClaims {
+    /// The registry that an image was pulled from is asked for its referrers.
+    Fetch,
+    /// No registry is ever asked.
+    Ignore,
 }
 
 /// Whether the kernel is given the PKCS#7 of a layer when it is activated.
@@ -267,7 +336,7 @@ impl NodeConfig {
     }
 
     fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        let Self { gate, trust, snapshotter } = self;
+        let Self { gate, trust, snapshotter, registry } = self;
         let single = [
             ("gate.claims", gate.claims.as_path()),
             ("gate.audit_log", &gate.audit_log),
@@ -280,7 +349,12 @@ impl NodeConfig {
         ];
         let hooks = gate.hooks.iter().map(|hook| ("gate.hooks", hook.path.as_path()));
         let revocations = trust.revocations().map(|path| ("trust.revocations", path));
-        single.into_iter().chain(hooks).chain(revocations)
+        let asked = [
+            ("registry.hosts", registry.hosts()),
+            ("registry.credentials", registry.credentials()),
+        ];
+        let asked = asked.into_iter().filter_map(|(key, path)| Some((key, path?)));
+        single.into_iter().chain(hooks).chain(revocations).chain(asked)
     }
 }
 
