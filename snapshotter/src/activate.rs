@@ -66,6 +66,16 @@ impl Activations {
         Ok(Self { layout, kind, policy, active, next_name })
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.active.len()
+    }
+
+    /// Asks differently for signatures from now on; what is active stays as it is.
+    pub(crate) fn set_policy(&mut self, policy: LayerSignature) {
+        self.policy = policy;
+    }
+
     /// The mount point of a layer, activated if it is not yet. `signatures` are claims of detached PKCS#7 over the
     /// root hash; the kernel decides about them.
     pub(crate) fn activate(&mut self, layer: &Layer, signatures: &[Vec<u8>]) -> Result<PathBuf> {

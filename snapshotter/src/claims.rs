@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hallmark_seal::referrer::{MAX_MANIFEST_BYTES, Referrer};
 use hallmark_seal::{Claim, ClaimFile, Insertion, MAX_CLAIM_FILE_BYTES, StackId, Timestamp};
-use hallmark_trust::config::TrustConfig;
+use hallmark_trust::config::{RegistryConfig, TrustConfig};
 use hallmark_trust::set::Keys;
 use hallmark_verity::RootHash;
 
@@ -27,6 +27,7 @@ use crate::content::Content;
 use crate::error::{Error, Result, chain};
 use crate::layout::{self, UNFINISHED, Unfinished};
 use crate::proto::content::Info;
+use crate::registries::{Registries, Source};
 
 /// The mark of a file that holds nothing but what was found here.
 const COLLECTED: &str = "trusted.hallmark.collected";
@@ -39,26 +40,61 @@ const MAX_SEEN: usize = 100_000;
 /// A referrer's manifest is some kilobytes; image manifests are of the same order, layers are not.
 const MAX_CANDIDATE: i64 = 1 << 20;
 
+/// What containerd noted of a blob.
+type NotedLabels = HashMap<String, String>;
 type Seen = HashMap<(String, String), Option<StackId>>;
 
 /// The claims directory, and what of containerd's content was looked at.
 #[derive(Debug)]
 pub(crate) struct Claims {
     directory: PathBuf,
-    trust: TrustConfig,
+    trust: Mutex<TrustConfig>,
+    pub(crate) registries: Registries,
     /// By namespace and digest: of a referrer, the stack whose file got its claim.
     seen: Mutex<Seen>,
 }
 
 impl Claims {
     /// The claims in `directory`; those that the keys of `trust` signed come first.
-    pub(crate) fn new(directory: &Path, trust: TrustConfig) -> Self {
-        Self { directory: directory.to_owned(), trust, seen: Mutex::default() }
+    pub(crate) fn new(directory: &Path, trust: TrustConfig, registry: RegistryConfig) -> Self {
+        let (registries, trust) = (Registries::new(registry), Mutex::new(trust));
+        Self { directory: directory.to_owned(), trust, registries, seen: Mutex::default() }
+    }
+
+    /// Takes the keys from elsewhere from now on.
+    pub(crate) fn set_trust(&self, trust: TrustConfig) {
+        *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = trust;
+    }
+
+    /// Asks registries as long as the process lives.
+    pub(crate) fn ask_registries(&self) -> ! {
+        loop {
+            let source = self.registries.next();
+            match self.ask(&source) {
+                Ok(count) => tracing::info!("{source}: the registry has {count} claims"),
+                Err(error) => tracing::warn!("{source}: {}", chain(&error)),
+            }
+            self.registries.answered(&source);
+        }
+    }
+
+    /// How many claims a registry had that were kept.
+    fn ask(&self, source: &Source) -> Result<usize> {
+        let claims = self.registries.claims(source)?;
+        let _locked = self.lock()?;
+        let mut kept = 0;
+        for claim in claims {
+            match self.keep(claim, From::Found) {
+                Ok(_) => kept += 1,
+                Err(error) => tracing::warn!("claim of {source}: {}", chain(&error)),
+            }
+        }
+        Ok(kept)
     }
 
     /// Whether a claim would count now. Read anew for each use: the node's keys and revocations change without us.
     fn vouched(&self) -> impl Fn(&Claim) -> bool + use<> {
-        let keys = Keys::load(&self.trust)
+        let keys = Keys::load(&self.trust.lock().unwrap_or_else(PoisonError::into_inner))
             .inspect_err(|error| tracing::warn!("no claim counts: {}", chain(error)))
             .ok();
         let now = Timestamp::from(SystemTime::now());
@@ -82,8 +118,8 @@ impl Claims {
         patience: Duration,
     ) -> Result<()> {
         let deadline = Instant::now() + patience;
-        for blob in self.unseen(namespace, content.list(namespace, deadline)?) {
-            match self.copy(content, &blob, deadline) {
+        for (blob, labels) in self.unseen(namespace, content.list(namespace, deadline)?) {
+            match self.copy(content, &blob, &labels, deadline) {
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 // its payload is still being fetched, or containerd is going: the next look tells
                 Err(error @ (Error::Containerd { .. } | Error::ContainerdSlow { .. })) => {
@@ -105,15 +141,15 @@ impl Claims {
     }
 
     /// Those that a look has to read: small, and not seen, or of a stack whose file is not there any more.
-    fn unseen(&self, namespace: &str, listed: Vec<Info>) -> Vec<(String, String)> {
+    fn unseen(&self, namespace: &str, listed: Vec<Info>) -> Vec<((String, String), NotedLabels)> {
         let mut seen = self.seen();
         if seen.len() > MAX_SEEN {
             seen.clear();
         }
         let small = listed.into_iter().filter(|info| info.size <= MAX_CANDIDATE);
         small
-            .map(|info| (namespace.to_owned(), info.digest))
-            .filter(|blob| match seen.get(blob) {
+            .map(|info| ((namespace.to_owned(), info.digest), info.labels))
+            .filter(|(blob, _)| match seen.get(blob) {
                 None => true,
                 Some(stack) => stack.is_some_and(|stack| !self.has(stack)),
             })
@@ -125,13 +161,17 @@ impl Claims {
         &self,
         content: &Content,
         blob: &(String, String),
+        labels: &NotedLabels,
         deadline: Instant,
     ) -> Result<Option<StackId>> {
         let (namespace, digest) = blob;
         let limit = u64::try_from(MAX_MANIFEST_BYTES).unwrap_or(u64::MAX);
         let bytes = content.read_small(namespace, digest, limit, deadline)?;
         // most small blobs are no JSON at all, and of those that are most are no referrers
-        let Ok(Some(referrer)) = Referrer::parse(&bytes) else { return Ok(None) };
+        let Ok(Some(referrer)) = Referrer::parse(&bytes) else {
+            self.registries.note(digest, &bytes, labels);
+            return Ok(None);
+        };
         let blobs: Result<Vec<Vec<u8>>> = referrer
             .blobs()
             .iter()
@@ -262,6 +302,12 @@ impl Claims {
         self.has(StackId::of(stack))
     }
 
+    /// Whether a claim for a stack counts now. Claims that do not are anybody's, and say nothing.
+    pub(crate) fn any_counts(&self, stack: &[RootHash]) -> bool {
+        let file = self.read(&StackId::of(stack).file_name());
+        file.ok().flatten().is_some_and(|file| file.claims().iter().any(self.vouched()))
+    }
+
     fn has(&self, stack: StackId) -> bool {
         std::fs::symlink_metadata(self.directory.join(stack.file_name())).is_ok()
     }
@@ -293,7 +339,7 @@ impl Claims {
 /// Where a claim comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
-    /// containerd's content store.
+    /// containerd's content store, or a registry.
     Found,
     /// A person who may write to the directory.
     Dropped,
@@ -329,7 +375,8 @@ mod tests {
     fn claims_in(directory: &Path) -> Claims {
         let keys = directory.join("keys.pem");
         std::fs::write(&keys, &signer().1).unwrap();
-        Claims::new(directory, TrustConfig { keys, ..TrustConfig::default() })
+        let trust = TrustConfig { keys, ..TrustConfig::default() };
+        Claims::new(directory, trust, RegistryConfig::default())
     }
 
     #[test]

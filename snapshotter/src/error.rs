@@ -33,6 +33,8 @@ pub(crate) enum Error {
     Immutable { field: String },
     #[error("{what}")]
     Io { what: String, source: std::io::Error },
+    #[error("logins for registries")]
+    Logins(#[source] hallmark_trust::strict_file::StrictFileError),
     #[error("layer {diff_id} is not in the store")]
     LayerMissing { diff_id: DiffId },
     #[error(
@@ -61,6 +63,8 @@ pub(crate) enum Error {
     Pack { digest: String, source: hallmark_erofs::Error },
     #[error("{0}")]
     Proto(&'static str),
+    #[error("registry")]
+    Registry(#[from] hallmark_registry::Error),
     #[error("record {what}")]
     Record { what: String, source: serde_json::Error },
     #[error(transparent)]
@@ -113,6 +117,21 @@ pub(crate) enum ErrorKind {
     Unimplemented,
 }
 
+impl ErrorKind {
+    /// As metrics call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::AlreadyExists => "already exists",
+            Self::FailedPrecondition => "failed precondition",
+            Self::Internal => "internal",
+            Self::InvalidArgument => "invalid argument",
+            Self::NotFound => "not found",
+            Self::Unavailable => "unavailable",
+            Self::Unimplemented => "unimplemented",
+        }
+    }
+}
+
 impl Error {
     /// Whose fault it is.
     pub(crate) fn kind(&self) -> ErrorKind {
@@ -144,6 +163,8 @@ impl Error {
             Self::Crashed
             | Self::Io { .. }
             | Self::LayerMissing { .. }
+            | Self::Logins(_)
+            | Self::Registry(_)
             | Self::Record { .. }
             | Self::Seal(_)
             | Self::Store { .. }

@@ -7,8 +7,8 @@
 //! | `store`, `layout` | the database; directories and files |
 //! | `pack`, `directory` | layers: from a blob; from a written-to directory |
 //! | `activate`, `reclaim` | loop, dm-verity, mount; what a former daemon left |
-//! | `mounts`, `filter`, `usage` | replies |
-//! | `claims`, `content` | seals that came with images; containerd's content store |
+//! | `mounts`, `filter`, `usage`, `metrics` | replies |
+//! | `claims`, `content`, `registries` | seals that came with images; containerd's content store; where it pulled from |
 //!
 //! Everything under `service` is synchronous. Mounts outlive the daemon: no container needs it to go on.
 
@@ -19,11 +19,13 @@ mod directory;
 mod error;
 mod filter;
 mod layout;
+mod metrics;
 mod mountinfo;
 mod mounts;
 mod pack;
 mod proto;
 mod reclaim;
+mod registries;
 mod removal;
 mod service;
 mod snapshotter;
@@ -41,13 +43,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use hallmark_trust::config::{self, NodeConfig};
+use hallmark_trust::config::{self, LogFormat, NodeConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
 
 use crate::activate::Activations;
+use crate::claims::Claims;
 use crate::content::{BLOBS, Content};
 use crate::layout::Layout;
 use crate::proto::diff::diff_server::DiffServer;
@@ -73,8 +76,6 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     if let Some(root) = arguments.check_database {
         return Ok(Store::read_through(&root)?);
     }
@@ -83,16 +84,26 @@ fn main() -> Result<()> {
         std::io::stdout().write_all(config.render()?.as_bytes())?;
         return Ok(());
     }
+    log(config.snapshotter.log);
     // nothing of ours is for others to read; what is, is given its mode
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("tokio runtime")?
-        .block_on(serve(&config))
+        .block_on(serve(&config, &arguments.config))
 }
 
-async fn serve(config: &NodeConfig) -> Result<()> {
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+}
+
+async fn serve(config: &NodeConfig, path: &Path) -> Result<()> {
     let snapshotter = {
         let config = config.clone();
         let runtime = tokio::runtime::Handle::current();
@@ -110,13 +121,7 @@ async fn serve(config: &NodeConfig) -> Result<()> {
     let mut interrupted = signal(SignalKind::interrupt()).context("SIGINT")?;
     systemd::notify("READY=1")?;
     let snapshotter = Arc::new(snapshotter);
-    let claims = Arc::clone(&snapshotter);
-    tokio::task::spawn_blocking(move || {
-        // containerd may well start after us, and asks for a snapshot before any launch: then we look again
-        if let Err(error) = claims.look_for_all_claims() {
-            tracing::info!("no claims at start: {}", error::chain(&error));
-        }
-    });
+    beside(&snapshotter, config, path).await?;
     let service = Service(snapshotter);
     Server::builder()
         .add_service(SnapshotsServer::new(service.clone()))
@@ -128,6 +133,58 @@ async fn serve(config: &NodeConfig) -> Result<()> {
         .context("gRPC server")?;
     tracing::info!("stopped; layers stay mounted");
     Ok(())
+}
+
+/// What goes on beside the calls: metrics, looks for claims, reloads.
+async fn beside(snapshotter: &Arc<Snapshotter>, config: &NodeConfig, path: &Path) -> Result<()> {
+    if !config.snapshotter.metrics.is_empty() {
+        let listener = metrics::listen(&config.snapshotter.metrics).await?;
+        let counted = Arc::clone(snapshotter);
+        tokio::spawn(async move { metrics::serve(listener, &counted.metrics).await });
+    }
+    let asking = Arc::clone(snapshotter);
+    std::thread::Builder::new()
+        .name("registries".to_owned())
+        .spawn(move || asking.claims.ask_registries())
+        .context("thread")?;
+    let claims = Arc::clone(snapshotter);
+    tokio::task::spawn_blocking(move || {
+        // containerd may well start after us, and asks for a snapshot before any launch: then we look again
+        if let Err(error) = claims.look_for_all_claims() {
+            tracing::info!("no claims at start: {}", error::chain(&error));
+        }
+    });
+    let mut hung_up = signal(SignalKind::hangup()).context("SIGHUP")?;
+    let (reloaded, path, before) = (Arc::clone(snapshotter), path.to_owned(), config.clone());
+    tokio::spawn(async move {
+        while hung_up.recv().await.is_some() {
+            reload(&reloaded, &path, &before);
+        }
+    });
+    Ok(())
+}
+
+/// A file that cannot be used changes nothing. Keys, revocations, mirrors and logins need no reload: their files are
+/// read whenever they are needed.
+fn reload(snapshotter: &Snapshotter, path: &Path, before: &NodeConfig) {
+    let config = match NodeConfig::load(path) {
+        Err(error) => {
+            return tracing::error!("not reloaded: {}", error::chain(&error));
+        }
+        Ok(loaded) => loaded.config,
+    };
+    snapshotter.reload(&config);
+    let mut reached = before.clone();
+    reached.trust = config.trust.clone();
+    reached.registry = config.registry.clone();
+    reached.snapshotter.layer_signature = config.snapshotter.layer_signature;
+    if (&reached.snapshotter, &reached.gate.claims) != (&config.snapshotter, &config.gate.claims) {
+        tracing::warn!(
+            "reloaded; of [snapshotter] and gate.claims some keys count from the next start on"
+        );
+    } else {
+        tracing::info!("reloaded");
+    }
 }
 
 /// Everything before the first call: directories, database, and what a former daemon left.
@@ -145,8 +202,8 @@ fn start(config: &NodeConfig, content: Content) -> Result<Snapshotter> {
     tracing::info!("layers are activated on {kind:?} devices; {} are active", adopted.len());
     let policy = config.snapshotter.layer_signature;
     let activations = Activations::adopt(layout.clone(), kind, policy, adopted)?;
-    let trust = config.trust.clone();
-    let snapshotter = Snapshotter::new(layout, store, content, activations, trust);
+    let claims = Claims::new(&layout.claims, config.trust.clone(), config.registry.clone());
+    let snapshotter = Snapshotter::new(layout, store, content, activations, claims);
     snapshotter.settle()?;
     snapshotter.claims.adopt_dropped()?;
     Ok(snapshotter)

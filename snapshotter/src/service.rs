@@ -36,11 +36,15 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 impl Service {
     async fn run<T: Send + 'static>(
         &self,
+        name: &'static str,
         call: impl FnOnce(&Snapshotter) -> crate::error::Result<T> + Send + 'static,
     ) -> std::result::Result<T, Status> {
         let snapshotter = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || call(&snapshotter)).await;
-        Ok(done.map_err(Error::from).and_then(|done| done)?)
+        let answer = done.map_err(Error::from).and_then(|done| done);
+        let code = answer.as_ref().err().map_or("ok", |error| error.kind().name());
+        self.0.metrics.answered(name, code);
+        Ok(answer?)
     }
 }
 
@@ -90,19 +94,19 @@ impl Snapshots for Service {
         let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels = labels.into_iter().collect();
         let call = move |it: &Snapshotter| it.create(&key, Kind::Active, given(&parent), labels);
-        Ok(Response::new(PrepareSnapshotResponse { mounts: self.run(call).await? }))
+        Ok(Response::new(PrepareSnapshotResponse { mounts: self.run("prepare", call).await? }))
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
         let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels = labels.into_iter().collect();
         let call = move |it: &Snapshotter| it.create(&key, Kind::View, given(&parent), labels);
-        Ok(Response::new(ViewSnapshotResponse { mounts: self.run(call).await? }))
+        Ok(Response::new(ViewSnapshotResponse { mounts: self.run("view", call).await? }))
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
         let key = request.into_inner().key;
-        let mounts = self.run(move |it| it.mounts(&key)).await?;
+        let mounts = self.run("mounts", move |it| it.mounts(&key)).await?;
         Ok(Response::new(MountsResponse { mounts }))
     }
 
@@ -110,17 +114,18 @@ impl Snapshots for Service {
         let CommitSnapshotRequest { name, key, labels, parent, .. } = request.into_inner();
         let labels = labels.into_iter().collect();
         let call = move |it: &Snapshotter| it.commit(&key, &name, labels, given(&parent));
-        Ok(Response::new(self.run(call).await?))
+        Ok(Response::new(self.run("commit", call).await?))
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
-        Ok(Response::new(self.run(move |it| it.remove(&key)).await?))
+        Ok(Response::new(self.run("remove", move |it| it.remove(&key)).await?))
     }
 
     async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
         let key = request.into_inner().key;
-        let found = self.run(move |it| Ok(info(key.clone(), it.store.snapshot(&key)?))).await?;
+        let found =
+            self.run("stat", move |it| Ok(info(key.clone(), it.store.snapshot(&key)?))).await?;
         Ok(Response::new(StatSnapshotResponse { info: Some(found) }))
     }
 
@@ -135,7 +140,7 @@ impl Snapshots for Service {
         let call = move |it: &Snapshotter| {
             it.update(&new.name, &labels, &fields).map(|snapshot| info(new.name, snapshot))
         };
-        Ok(Response::new(UpdateSnapshotResponse { info: Some(self.run(call).await?) }))
+        Ok(Response::new(UpdateSnapshotResponse { info: Some(self.run("update", call).await?) }))
     }
 
     type ListStream =
@@ -143,7 +148,7 @@ impl Snapshots for Service {
 
     async fn list(&self, request: Request<ListSnapshotsRequest>) -> Answer<Self::ListStream> {
         let filters = request.into_inner().filters;
-        let found = self.run(move |it| it.list(&filters)).await?;
+        let found = self.run("list", move |it| it.list(&filters)).await?;
         let found: Vec<Info> =
             found.into_iter().map(|(name, snapshot)| info(name, snapshot)).collect();
         let batches: Vec<_> = found
@@ -155,14 +160,14 @@ impl Snapshots for Service {
 
     async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
         let key = request.into_inner().key;
-        let usage = self.run(move |it| it.usage(&key)).await?;
+        let usage = self.run("usage", move |it| it.usage(&key)).await?;
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let (size, inodes) = (number(usage.size), number(usage.inodes));
         Ok(Response::new(UsageResponse { size, inodes }))
     }
 
     async fn cleanup(&self, _request: Request<CleanupRequest>) -> Answer<()> {
-        Ok(Response::new(self.run(Snapshotter::cleanup).await?))
+        Ok(Response::new(self.run("cleanup", Snapshotter::cleanup).await?))
     }
 }
 
@@ -178,7 +183,7 @@ impl Diff for Service {
             let descriptor = diff.ok_or(Error::Proto("an apply without a descriptor"))?;
             it.apply(&namespace, &descriptor, &mounts)
         };
-        Ok(Response::new(ApplyResponse { applied: Some(self.run(call).await?) }))
+        Ok(Response::new(ApplyResponse { applied: Some(self.run("apply", call).await?) }))
     }
 
     async fn diff(&self, _request: Request<DiffRequest>) -> Answer<DiffResponse> {

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use hallmark_erofs::Compression;
 use hallmark_seal::StackId;
-use hallmark_trust::config::TrustConfig;
+use hallmark_trust::config::NodeConfig;
 use hallmark_verity::{DiffId, LayerDigest, RootHash};
 
 use crate::activate::Activations;
@@ -22,6 +22,7 @@ use crate::directory;
 use crate::error::{Error, Result, chain};
 use crate::filter::Filters;
 use crate::layout::{self, Layout};
+use crate::metrics::Metrics;
 use crate::mounts;
 use crate::pack::{self, Flights, Fresh};
 use crate::proto::types::{Descriptor, Mount};
@@ -42,6 +43,9 @@ const UNUSED_LAYER_STAYS: Duration = Duration::from_secs(3600);
 /// How long a look for claims may hold up a Prepare or an Apply, however many blobs there are.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// How long a Prepare without a claim that counts waits for a registry.
+const REGISTRY_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How often a layer that was removed while it was being applied is packed again.
 const APPLY_ATTEMPTS: u32 = 3;
 
@@ -52,30 +56,39 @@ pub(crate) struct Snapshotter {
     pub(crate) store: Store,
     pub(crate) claims: Claims,
     pub(crate) content: Content,
+    pub(crate) metrics: Metrics,
     activations: Mutex<Activations>,
     flights: Flights,
     walks: Walks,
 }
 
 impl Snapshotter {
-    /// A snapshotter on an open store, with the layers that are active already. Claims signed by the keys of `trust`
-    /// come first.
+    /// A snapshotter on an open store, with the layers that are active already.
     pub(crate) fn new(
         layout: Layout,
         store: Store,
         content: Content,
         activations: Activations,
-        trust: TrustConfig,
+        claims: Claims,
     ) -> Self {
         Self {
-            claims: Claims::new(&layout.claims, trust),
+            claims,
             layout,
             store,
             content,
             activations: Mutex::new(activations),
             flights: Flights::default(),
             walks: Walks::default(),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// Takes over what of the configuration can change while we run: whom claims must be signed by, which registries
+    /// are asked and how, and what is asked of the kernel for layers that are activated from now on.
+    pub(crate) fn reload(&self, config: &NodeConfig) {
+        self.claims.set_trust(config.trust.clone());
+        self.claims.registries.set_config(config.registry.clone());
+        self.changing().set_policy(config.snapshotter.layer_signature);
     }
 
     fn changing(&self) -> MutexGuard<'_, Activations> {
@@ -93,6 +106,9 @@ impl Snapshotter {
     ) -> Result<Vec<Mount>> {
         if !unpacks(key) {
             self.look_for_claims(key);
+            if let Some(parent) = parent {
+                self.wait_for_claims(parent)?;
+            }
         }
         let mut activations = self.changing();
         let snapshot = self
@@ -159,12 +175,14 @@ impl Snapshotter {
         let by_root: BTreeMap<RootHash, &Layer> =
             layers.iter().map(|layer| (layer.root_hash, layer)).collect();
         let lowers = stack.iter().rev().filter_map(|root_hash| by_root.get(root_hash));
-        lowers
+        let lowers = lowers
             .map(|layer| {
                 let of_layer = signatures.get(&layer.root_hash).map(Vec::as_slice);
                 activations.activate(layer, of_layer.unwrap_or_default())
             })
-            .collect()
+            .collect();
+        self.metrics.active(activations.len());
+        lowers
     }
 
     fn directories(&self, id: u64) -> Result<()> {
@@ -216,6 +234,21 @@ impl Snapshotter {
         if let Err(error) = looked {
             tracing::warn!("claims for snapshot {key:?}: {}", chain(&error));
         }
+    }
+
+    /// If no claim counts for the stack of a snapshot's parent, gives the registries that its image came from a moment
+    /// to answer.
+    fn wait_for_claims(&self, parent: &str) -> Result<()> {
+        let parent = self.store.snapshot(parent)?;
+        if self.claims.any_counts(&roots(&self.store.layers_of(&parent)?)) {
+            return Ok(());
+        }
+        let is_top = |top: &LayerDigest| {
+            let layer = self.store.layer_of_blob(top).ok().flatten();
+            layer.is_some_and(|layer| Some(layer.diff_id) == parent.layer)
+        };
+        self.claims.registries.ask_again(is_top, REGISTRY_PATIENCE);
+        Ok(())
     }
 
     /// Looks for claims in every namespace that has snapshots: referrers that came while no daemon was there.
@@ -281,8 +314,9 @@ impl Snapshotter {
         }
         let _changing = self.changing();
         let layer = fresh.keep(&self.layout, &self.store)?;
-        let (root_hash, took) = (layer.root_hash, started.elapsed().as_millis());
-        tracing::info!("layer {shown} packed in {took} ms: root hash {root_hash}");
+        let (root_hash, took) = (layer.root_hash, started.elapsed());
+        self.metrics.packed(layer.tar_len, took);
+        tracing::info!("layer {shown} packed in {} ms: root hash {root_hash}", took.as_millis());
         Ok(layer)
     }
 
@@ -349,7 +383,7 @@ impl Snapshotter {
         let snapshot = {
             let mut activations = self.changing();
             let removed = self.store.remove(key)?;
-            activations.deactivate_unused(&self.roots_in_use()?);
+            self.deactivate_unused(&mut activations)?;
             self.remove_images(removed.unused_layer.as_slice());
             removed.snapshot
         };
@@ -367,8 +401,13 @@ impl Snapshotter {
 
     /// Takes down what a former daemon left active and nothing uses any more: it was cut off in a removal.
     pub(crate) fn settle(&self) -> Result<()> {
-        let used = self.roots_in_use()?;
-        self.changing().deactivate_unused(&used);
+        let mut activations = self.changing();
+        self.deactivate_unused(&mut activations)
+    }
+
+    fn deactivate_unused(&self, activations: &mut Activations) -> Result<()> {
+        activations.deactivate_unused(&self.roots_in_use()?);
+        self.metrics.active(activations.len());
         Ok(())
     }
 
@@ -378,7 +417,7 @@ impl Snapshotter {
         let mut activations = self.changing();
         let then = SystemTime::now().checked_sub(UNUSED_LAYER_STAYS);
         let unused = self.store.forget_unused(then.unwrap_or(SystemTime::UNIX_EPOCH))?;
-        activations.deactivate_unused(&self.roots_in_use()?);
+        self.deactivate_unused(&mut activations)?;
         self.remove_images(&unused);
         reclaim::remove_orphans(&self.layout.snapshots(), &reclaim::snapshot_names(&self.store)?)
     }

@@ -26,6 +26,8 @@ pub(super) struct Store {
     blobs: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     reads: Arc<Mutex<Vec<String>>>,
     slow: Arc<Mutex<Duration>>,
+    /// Where every blob is said to come from: host and repository.
+    source: Arc<Mutex<Option<(String, String)>>>,
 }
 
 impl Store {
@@ -37,6 +39,11 @@ impl Store {
     /// The bytes of a blob.
     pub(super) fn get(&self, digest: &str) -> Vec<u8> {
         self.blobs.lock().unwrap()[digest].clone()
+    }
+
+    /// Says of every blob that it was pulled from there.
+    pub(super) fn pulled_from(&self, host: &str, repository: &str) {
+        *self.source.lock().unwrap() = Some((host.to_owned(), repository.to_owned()));
     }
 
     /// Takes this long for each read from now on.
@@ -77,9 +84,13 @@ impl Content for Store {
         request: Request<ListContentRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         assert!(request.metadata().get("containerd-namespace").is_some());
+        let source = self.source.lock().unwrap().clone().map(|(host, repository)| {
+            (format!("containerd.io/distribution.source.{host}"), repository)
+        });
         let info = |(digest, bytes): (&String, &Vec<u8>)| Info {
             digest: digest.clone(),
             size: i64::try_from(bytes.len()).unwrap(),
+            labels: source.clone().into_iter().collect(),
             ..Info::default()
         };
         let info = self.blobs.lock().unwrap().iter().map(info).collect();

@@ -15,7 +15,7 @@ use crate::store::{Kind, Labels};
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// A layer tar with one file, and its descriptor; the blob is put into the content store.
-fn layer(node: &Node, name: &str) -> Descriptor {
+pub(super) fn layer(node: &Node, name: &str) -> Descriptor {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join(name), name).unwrap();
     // the same bytes each time it is asked for
@@ -37,7 +37,7 @@ fn name(layers: &[&Descriptor]) -> String {
 }
 
 /// Prepare, Apply and Commit of each layer. Returns the top's name.
-fn unpack(snapshotter: &Snapshotter, layers: &[&Descriptor]) -> String {
+pub(super) fn unpack(snapshotter: &Snapshotter, layers: &[&Descriptor]) -> String {
     let mut parent: Option<String> = None;
     for count in 1..=layers.len() {
         let name = name(&layers[..count]);

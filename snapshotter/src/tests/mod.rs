@@ -2,6 +2,7 @@
 
 mod containerd;
 mod flows;
+mod registry;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -9,10 +10,11 @@ use std::sync::OnceLock;
 use hallmark_seal::{
     Claim, LayerFormat, SchemaVersion, Seal, SealedLayer, SigningKey, Subject, Timestamp,
 };
-use hallmark_trust::config::{LayerSignature, NodeConfig, TrustConfig};
+use hallmark_trust::config::{LayerSignature, NodeConfig, RegistryConfig, TrustConfig};
 use hallmark_verity::{DataBlocks, DiffId, ImageDigest, LayerDigest, RootHash, Salt};
 
 use crate::activate::Activations;
+use crate::claims::Claims;
 use crate::content::Content;
 use crate::layout::Layout;
 use crate::reclaim;
@@ -48,9 +50,14 @@ pub(crate) fn signer() -> &'static (Vec<u8>, Vec<u8>) {
 
 /// The same claim as [`claim`]'s, but signed by the node's key.
 pub(crate) fn sealed(roots: &[RootHash], first_signature: &[u8]) -> Claim {
+    sealed_for(b"manifest", roots, first_signature)
+}
+
+/// The same for the image with this manifest.
+pub(crate) fn sealed_for(manifest: &[u8], roots: &[RootHash], first_signature: &[u8]) -> Claim {
     let (key, certificate) = signer();
     let key = SigningKey::from_pem(key, certificate).unwrap();
-    let mut claim = key.seal(&seal(roots)).unwrap();
+    let mut claim = key.seal(&seal(manifest, roots)).unwrap();
     claim.layer_signatures[0] = Some(first_signature.to_vec());
     claim
 }
@@ -59,10 +66,14 @@ pub(crate) fn sealed(roots: &[RootHash], first_signature: &[u8]) -> Claim {
 pub(crate) fn claim(roots: &[RootHash], first_signature: &[u8]) -> Claim {
     let mut layer_signatures = vec![None; roots.len()];
     layer_signatures[0] = Some(first_signature.to_vec());
-    Claim { seal: seal(roots).encode().unwrap(), signature: b"cms".to_vec(), layer_signatures }
+    Claim {
+        seal: seal(b"manifest", roots).encode().unwrap(),
+        signature: b"cms".to_vec(),
+        layer_signatures,
+    }
 }
 
-fn seal(roots: &[RootHash]) -> Seal {
+fn seal(manifest: &[u8], roots: &[RootHash]) -> Seal {
     let layer = |root_hash: &RootHash| SealedLayer {
         digest: LayerDigest::of(root_hash.as_bytes()),
         diff_id: DiffId::of(root_hash.as_bytes()),
@@ -74,8 +85,8 @@ fn seal(roots: &[RootHash]) -> Seal {
         schema_version: SchemaVersion,
         subject: Subject {
             media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-            digest: ImageDigest::of(b"manifest"),
-            size: 8,
+            digest: ImageDigest::of(manifest),
+            size: manifest.len() as u64,
         },
         repositories: vec!["registry.example/app".parse().unwrap()],
         layer_format: LayerFormat::HallmarkErofs1,
@@ -136,7 +147,8 @@ impl Node {
         let keys = self.directory.path().join("keys.pem");
         std::fs::write(&keys, &signer().1).unwrap();
         let trust = TrustConfig { keys, ..TrustConfig::default() };
-        let snapshotter = Snapshotter::new(layout, store, content, activations, trust);
+        let claims = Claims::new(&layout.claims, trust, RegistryConfig::default());
+        let snapshotter = Snapshotter::new(layout, store, content, activations, claims);
         snapshotter.settle().unwrap();
         snapshotter
     }
