@@ -41,6 +41,9 @@ pub(crate) enum Error {
         advice: &'static str,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A registry; the message names the server and what it said.
+    #[error("registry")]
+    Registry(#[from] hallmark_registry::Error),
     /// Making a key or certificate.
     #[error("{object}: found {found}, expected {expected}")]
     Keygen { object: &'static str, found: String, expected: &'static str },

@@ -12,6 +12,7 @@ mod packing;
 mod place;
 mod policy;
 mod posture;
+mod push;
 mod replace;
 mod seal;
 mod verify;
@@ -37,6 +38,7 @@ enum Command {
     #[command(subcommand)]
     Policy(policy::Command),
     Posture(posture::Arguments),
+    Push(push::Arguments),
     Seal(seal::Arguments),
     Verify(verify::Arguments),
 }
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Keygen(arguments) => keygen::run(&arguments, out),
         Command::Policy(command) => policy::run(&command, out),
         Command::Posture(arguments) => posture::run(&arguments, out),
+        Command::Push(arguments) => push::run(&arguments, out),
         Command::Seal(arguments) => seal::run(&arguments, out),
         Command::Verify(arguments) => verify::run(&arguments, out),
     };

@@ -54,7 +54,7 @@ fn verified(arguments: &Arguments, out: &mut dyn Write) -> Result<()> {
     for claim in referrers(opened.store(), &image, &mut verdicts)? {
         verdicts.add(&claim, trust.verify(&claim, &image));
     }
-    let directory = claims_directory(arguments, &opened);
+    let directory = claims_directory(arguments.claims_dir.as_deref(), &opened);
     if verdicts.verified.is_empty() && directory.is_none() {
         return Err(verdicts.refused(&image));
     }
@@ -141,7 +141,7 @@ impl Verdicts {
 /// The claims that the image's own store lists for it. One that cannot be read is a reason, not the end.
 fn referrers(store: &dyn Store, image: &Image, verdicts: &mut Verdicts) -> Result<Vec<Claim>> {
     let mut claims = Vec::new();
-    for entry in store.entries().iter().filter(|entry| !entry.is_index()) {
+    for entry in store.candidates()?.iter().filter(|entry| !entry.is_index()) {
         let most = hallmark_seal::referrer::MAX_MANIFEST_BYTES as u64;
         if entry.size > most {
             continue;
@@ -160,6 +160,8 @@ fn referrers(store: &dyn Store, image: &Image, verdicts: &mut Verdicts) -> Resul
                 blobs.and_then(|blobs| referrer.claim(blobs).map_err(Error::signed("claim", "")))
             }
             Ok(_) => continue,
+            // containerd's small blobs are of every kind; the manifests of a layout are manifests
+            Err(_) if entry.media_type.is_empty() => continue,
             Err(error) => Err(Error::signed("referrer", "")(error)),
         };
         match claim {
@@ -176,9 +178,30 @@ fn referrers(store: &dyn Store, image: &Image, verdicts: &mut Verdicts) -> Resul
     Ok(claims)
 }
 
-fn claims_directory(arguments: &Arguments, opened: &Opened) -> Option<PathBuf> {
+/// The claims for an image that lie beside it or in a claims directory, each once. Whether they count is not asked.
+pub(crate) fn claims_of(
+    opened: &Opened,
+    image: &Image,
+    directory: Option<&Path>,
+) -> Result<Vec<Claim>> {
+    let mut found = referrers(opened.store(), image, &mut Verdicts::default())?;
+    if let Some(directory) = claims_directory(directory, opened) {
+        let layers = pack_layers(opened.store(), image, &mut |_, _| Ok(()))?;
+        let root_hashes: Vec<_> = layers.iter().map(|layer| layer.root_hash).collect();
+        for claim in claims::of(&directory, StackId::of(&root_hashes))? {
+            let of_image =
+                claim.alleged().is_ok_and(|seal| seal.subject.digest == image.subject.digest);
+            if of_image && !found.contains(&claim) {
+                found.push(claim);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn claims_directory(named: Option<&Path>, opened: &Opened) -> Option<PathBuf> {
     let in_containerd = matches!(opened.location(), Location::Containerd(_));
-    arguments.claims_dir.clone().or_else(|| in_containerd.then(|| claims::DIRECTORY.into()))
+    named.map(PathBuf::from).or_else(|| in_containerd.then(|| claims::DIRECTORY.into()))
 }
 
 /// The first difference between what was sealed and what is there.

@@ -6,22 +6,28 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use containerd_client::services::v1::content_client::ContentClient;
-use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::namespaces_client::NamespacesClient;
-use containerd_client::services::v1::{GetImageRequest, ListNamespacesRequest, ReadContentRequest};
-use containerd_client::tonic::metadata::MetadataValue;
-use containerd_client::tonic::transport::Channel;
-use containerd_client::tonic::{self, Code, Request, Status};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Status};
 
 use super::Store;
 use super::oci::{CONTAINERD_NAME, Descriptor};
+use super::proto::content::content_client::ContentClient;
+use super::proto::content::{ListContentRequest, ReadContentRequest};
+use super::proto::images::GetImageRequest;
+use super::proto::images::images_client::ImagesClient;
+use super::proto::namespaces::ListNamespacesRequest;
+use super::proto::namespaces::namespaces_client::NamespacesClient;
 use crate::error::{Error, Result};
 
 const DEFAULT_NAMESPACE: &str = "default";
 /// Bytes asked for at once.
 const CHUNK: u64 = 4 << 20;
+/// Bytes of what may be a referrer's manifest: some kilobytes, as an image's.
+const MAX_CANDIDATE: i64 = 1 << 20;
 const DOWN: &str = "is containerd running, and is --address its socket?";
 const NAMES: &str = "`ctr -n NAMESPACE images ls` shows the names";
 
@@ -42,7 +48,7 @@ impl Containerd {
             .build()
             .map_err(|source| failed("start the client", DOWN, source))?;
         let channel = runtime
-            .block_on(containerd_client::connect(socket))
+            .block_on(connect(socket))
             .map_err(|source| failed(format!("connect to {}", socket.display()), DOWN, source))?;
         let (namespace, name) = runtime.block_on(split(channel.clone(), image))?;
         let mut images = ImagesClient::new(channel.clone());
@@ -90,6 +96,36 @@ impl Store for Containerd {
         &self.target
     }
 
+    /// Every small blob of the namespace: a referrer is known by its bytes only.
+    fn candidates(&self) -> Result<Vec<Descriptor>> {
+        let failed = |status| failed("list content", DOWN, status);
+        let mut request = Request::new(ListContentRequest::default());
+        let namespace = header(&self.namespace).map_err(failed)?;
+        request.metadata_mut().insert("containerd-namespace", namespace);
+        let mut content = ContentClient::new(self.channel.clone());
+        let list = async {
+            let mut stream = content.list(request).await?.into_inner();
+            let mut found = Vec::new();
+            while let Some(part) = stream.message().await? {
+                found.extend(part.info);
+            }
+            Ok(found)
+        };
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = runtime.block_on(list).map_err(failed)?;
+        let small = found.into_iter().filter(|info| info.size <= MAX_CANDIDATE);
+        Ok(small
+            .map(|info| Descriptor {
+                media_type: String::new(),
+                digest: info.digest,
+                size: u64::try_from(info.size).unwrap_or_default(),
+                platform: None,
+                annotations: [].into(),
+                artifact_type: None,
+            })
+            .collect())
+    }
+
     fn open(&self, digest: &str, size: u64) -> Result<Box<dyn Read + Send + '_>> {
         let blob = Blob {
             store: self,
@@ -130,6 +166,16 @@ impl Read for Blob<'_> {
         self.chunk = io::Cursor::new(chunk);
         self.chunk.read(buffer)
     }
+}
+
+async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {
+    let path = socket.to_owned();
+    let connect = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // the address is never resolved: the connector above knows only one
+    Endpoint::from_static("http://containerd").connect_with_connector(connect).await
 }
 
 async fn split(channel: Channel, image: &str) -> Result<(String, String)> {

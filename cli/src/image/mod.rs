@@ -7,6 +7,7 @@ pub(crate) mod archive;
 pub(crate) mod containerd;
 pub(crate) mod layout;
 pub(crate) mod oci;
+mod proto;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -27,6 +28,14 @@ const MANIFEST_MEDIA_TYPES: [&str; 2] = hallmark_seal::SUBJECT_MEDIA_TYPES;
 pub(crate) trait Store {
     /// The descriptors it starts with: those of `index.json`, or the image's target in containerd.
     fn entries(&self) -> &[Descriptor];
+
+    /// The descriptors of what may be a referrer, or anything else.
+    ///
+    /// # Errors
+    /// Where the store does not answer.
+    fn candidates(&self) -> Result<Vec<Descriptor>> {
+        Ok(self.entries().to_vec())
+    }
 
     /// A blob's bytes, not yet compared with its digest.
     ///
