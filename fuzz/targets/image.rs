@@ -13,7 +13,7 @@ fuzz_target!(|input: &[u8]| {
     drop(volume);
     let Ok(entries) = image.entries() else { return };
     for entry in &entries {
-        if matches!(entry.kind, EntryKind::File { size } if size < 1 << 20) {
+        if matches!(entry.kind, EntryKind::File { size, .. } if size < 1 << 20) {
             drop(image.content(entry, &mut sink()));
         }
     }
