@@ -3,7 +3,7 @@
 //! | file                   | who writes, who reads                                                          |
 //! |------------------------|--------------------------------------------------------------------------------|
 //! | `config.json`          | containerd; here only annotations and the pid namespace are looked at           |
-//! | `bootstrap.json`       | containerd; the shim's socket, for `delete`                                    |
+//! | `hallmark-socket.json` | `start` for `delete`: `{"schemaVersion":1,"socket":"/run/containerd/s/…"}`      |
 //! | `hallmark-rootfs.json` | the shim for the runtime: containerd's rootfs mounts (schema in `DESIGN.md`)   |
 //! | `hallmark-shim.json`   | the shim for its own `delete`: `{"schemaVersion":1,"systemdCgroup":bool}`       |
 //! | `hallmark-exit.json`   | the shim for its own `delete`: `{"schemaVersion":1,"pid","status","seconds","nanoseconds"}` |
@@ -80,15 +80,25 @@ impl Spec {
     }
 }
 
-/// The part of containerd's `bootstrap.json` that `delete` wants.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Bootstrap {
-    pub(crate) address: String,
+/// The socket on which the bundle's shim listens. containerd writes it down too, but only after `start` has answered.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Socket {
+    schema_version: u32,
+    pub(crate) socket: PathBuf,
 }
 
-impl Bootstrap {
+impl Socket {
+    pub(crate) fn new(socket: PathBuf) -> Self {
+        Self { schema_version: SCHEMA_VERSION, socket }
+    }
+
+    pub(crate) fn write(&self, bundle: &Path) -> Result<()> {
+        write(&bundle.join("hallmark-socket.json"), self)
+    }
+
     pub(crate) fn read(bundle: &Path) -> Result<Self> {
-        read(&bundle.join("bootstrap.json"))
+        read(&bundle.join("hallmark-socket.json"))
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::args::Args;
-use crate::bundle::{self, Bootstrap, ExitRecord};
+use crate::bundle::{self, ExitRecord, Socket};
 use crate::console;
 use crate::error::{Error, Result};
 use crate::events::timestamp;
@@ -94,18 +94,17 @@ fn makes_container(command: &[u8], bundle: &Path) -> bool {
 
 /// An orderly shim has removed its socket. One that is there is a pod's that still serves others, or a crashed shim's.
 fn remove_dead_socket(bundle: &Path) {
-    let Ok(bootstrap) = Bootstrap::read(bundle) else { return };
-    let Some(socket) = bootstrap.address.strip_prefix("unix://").map(Path::new) else { return };
-    match UnixStream::connect(socket) {
+    let Ok(Socket { socket, .. }) = Socket::read(bundle) else { return };
+    match UnixStream::connect(&socket) {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
         _ => return,
     }
-    let prefix = console::name_prefix(socket);
+    let prefix = console::name_prefix(&socket);
     let beside = socket.parent().and_then(|directory| directory.read_dir().ok());
     let terminals = beside.into_iter().flatten().flatten();
     let terminals =
         terminals.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-    for dead in terminals.map(|entry| entry.path()).chain([socket.to_owned()]) {
+    for dead in terminals.map(|entry| entry.path()).chain([socket.clone()]) {
         if let Err(error) = std::fs::remove_file(&dead) {
             log::warn!("remove {}: {error}", dead.display());
         }
@@ -121,8 +120,7 @@ mod tests {
     fn only_dead_sockets_go() {
         let bundle = tempfile::tempdir().unwrap();
         let file = |name: &str| bundle.path().join(name);
-        let address = format!(r#"{{"version":3,"address":"unix://{}"}}"#, file("aa").display());
-        std::fs::write(file("bootstrap.json"), address).unwrap();
+        Socket::new(file("aa")).write(bundle.path()).unwrap();
         let listener = UnixListener::bind(file("aa")).unwrap();
         drop(UnixListener::bind(file("aa-pty0")).unwrap());
         drop(UnixListener::bind(file("ab-pty0")).unwrap());

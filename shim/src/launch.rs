@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::args::Args;
 use crate::bootstrap::Params;
-use crate::bundle::Spec;
+use crate::bundle::{Socket, Spec};
 use crate::error::{Error, Result};
 use crate::{options, runtime};
 
@@ -34,6 +34,8 @@ pub(crate) fn launch(args: &Args, params: &Params) -> Result<PathBuf> {
     let group = spec.group().unwrap_or(&args.id);
     let name = socket_name(&params.address, &args.namespace, group);
     let socket = Path::new(&params.sockets).join(name);
+    // before there is one: whoever is killed from here on has it removed
+    Socket::new(socket.clone()).write(Path::new("."))?;
     // Only a pod's socket may be another shim's. That of a single container, if there, is dead.
     if spec.group().is_some() && UnixStream::connect(&socket).is_ok() {
         return Ok(socket);

@@ -148,8 +148,6 @@ impl Site {
         assert!(output.status.success());
         let result = BootstrapResult::parse_from_bytes(&output.stdout).unwrap();
         assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
-        let bootstrap = serde_json::json!({ "version": 3, "address": result.address });
-        std::fs::write(bundle.join("bootstrap.json"), bootstrap.to_string()).unwrap();
         PathBuf::from(result.address.strip_prefix("unix://").unwrap())
     }
 
