@@ -140,8 +140,8 @@ impl DeviceProgram {
         let mut attr = LoadAttr {
             prog_type: PROG_TYPE_CGROUP_DEVICE,
             insn_cnt: u32::try_from(program.len()).unwrap_or(u32::MAX),
-            insns: program.as_ptr().addr() as u64,
-            license: license.as_ptr().addr() as u64,
+            insns: program.as_ptr().expose_provenance() as u64,
+            license: license.as_ptr().expose_provenance() as u64,
             ..LoadAttr::default()
         };
         for (to, from) in attr.prog_name[..NAME_LEN - 1].iter_mut().zip(name.bytes()) {
@@ -199,7 +199,7 @@ impl DeviceProgram {
         let mut attr = InfoAttr {
             bpf_fd: number_of(&self.0),
             info_len: ProgInfo::LEN,
-            info: (&raw mut info).addr() as u64,
+            info: (&raw mut info).expose_provenance() as u64,
         };
         bpf(OBJ_GET_INFO_BY_FD, &mut attr)
             .map_err(|errno| Error::call("bpf(OBJ_GET_INFO_BY_FD)", errno))?;
@@ -218,7 +218,7 @@ pub fn attached_device_programs(cgroup: BorrowedFd<'_>) -> Result<Vec<DeviceProg
     let mut attr = QueryAttr {
         target_fd: number(cgroup),
         attach_type: ATTACH_CGROUP_DEVICE,
-        prog_ids: ids.as_mut_ptr().addr() as u64,
+        prog_ids: ids.as_mut_ptr().expose_provenance() as u64,
         prog_cnt: MAX_PROGRAMS,
         ..QueryAttr::default()
     };
@@ -243,7 +243,7 @@ fn verifier_words(mut attr: LoadAttr, errno: Errno) -> Error {
     let mut log = vec![0_u8; 64 * 1024];
     attr.log_level = 1;
     attr.log_size = 64 * 1024;
-    attr.log_buf = log.as_mut_ptr().addr() as u64;
+    attr.log_buf = log.as_mut_ptr().expose_provenance() as u64;
     // the second load is for its log alone: if it succeeds the descriptor is closed again
     drop(bpf_fd(PROG_LOAD, &mut attr));
     let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());

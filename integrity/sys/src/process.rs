@@ -73,7 +73,11 @@ pub fn clone3(what: &Clone<'_>) -> Result<Cloned> {
     require_one_thread("clone3")?;
     let mut pidfd: RawFd = -1;
     let mut flags = u64::from(what.namespaces.bits()) | u64::from(libc::CLONE_PIDFD.unsigned_abs());
-    let mut arguments = CloneArgs { pidfd: (&raw mut pidfd).addr() as u64, ..CloneArgs::default() };
+    let mut arguments = CloneArgs {
+        // the kernel writes there: the compiler has to know that somebody may
+        pidfd: (&raw mut pidfd).expose_provenance() as u64,
+        ..CloneArgs::default()
+    };
     if let Some(cgroup) = what.cgroup {
         // CLONE_INTO_CGROUP of <linux/sched.h>: bit 33, out of reach of libc's c_int
         flags |= 1 << 33;
@@ -196,21 +200,6 @@ fn close_range(first: u32, last: u32) -> Result<()> {
     // `close_all_but`, whose callers touch none of them until exec or `_exit`.
     let answer = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if answer == 0 { Ok(()) } else { Err(Error::last(format!("close_range({first}, {last})"))) }
-}
-
-/// Marks every descriptor from `first` on close-on-exec.
-///
-/// # Errors
-/// The kernel's errno (Linux 5.11 is needed).
-pub fn close_on_exec_from(first: u32) -> Result<()> {
-    // SAFETY: no pointer is passed and no descriptor is closed.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if answer == 0 {
-        Ok(())
-    } else {
-        Err(Error::last(format!("close_range({first}, max, CLOEXEC)")))
-    }
 }
 
 /// Leaves without running destructors or exit handlers, as a cloned copy of a process must.

@@ -104,21 +104,6 @@ pub fn install(
     }
 }
 
-/// Whether this kernel knows `flags`: asked with a null program, which a known flag refuses with EFAULT.
-#[must_use]
-pub fn supports(flags: FilterFlags) -> bool {
-    // SAFETY: a null program makes the kernel stop with EFAULT before anything is installed.
-    let returned = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            flags.0,
-            std::ptr::null::<libc::sock_fprog>(),
-        )
-    };
-    returned < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,12 +137,6 @@ mod tests {
                 .expect_err("the kernel would not take it");
             assert_eq!(error.kind(), crate::ErrorKind::Malformed);
         }
-    }
-
-    #[test]
-    fn flags_of_this_kernel_are_known_and_nonsense_is_not() {
-        assert!(supports(FilterFlags::LOG.union(FilterFlags::SPEC_ALLOW)));
-        assert!(!supports(FilterFlags(1 << 31)));
     }
 
     /// The program counts for the installing thread only: the test's other threads go on.
