@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::procfs::Procfs;
 use crate::spec::ProcessPlan;
+use hallmark_sys::procfs::Procfs;
 
 /// From <linux/magic.h>.
 const SELINUX_MAGIC: u64 = 0xf97c_ff8c;
@@ -47,10 +47,10 @@ pub(crate) fn require(procfs: &Procfs, label: &str) -> Result<()> {
 /// Its file system shows itself in /proc/filesystems only where it is on, and the label of a process is `kernel` until
 /// a policy is loaded.
 fn is_on(procfs: &Procfs) -> Result<bool> {
-    let known = procfs.read("filesystems")?.lines().any(|line| line.ends_with("\tselinuxfs"));
+    let known = procfs.read_text("filesystems")?.lines().any(|line| line.ends_with("\tselinuxfs"));
     Ok(known
         && procfs
-            .read("thread-self/attr/current")
+            .read_text("thread-self/attr/current")
             .is_ok_and(|label| label.trim_end_matches('\0') != "kernel"))
 }
 

@@ -10,6 +10,7 @@ pub mod loopdev;
 pub mod lsm;
 pub mod mount;
 pub mod process;
+pub mod procfs;
 pub mod seccomp;
 
 pub use error::{Error, ErrorKind, Result};

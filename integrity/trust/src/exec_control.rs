@@ -17,13 +17,13 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use hallmark_sys::procfs::{Procfs, file_system_magic};
 use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::ipe::{ParseError, Pins, PinsError, Policy};
 use crate::levels::ExecControl;
 use crate::proc_mem;
-use crate::procfs::{Procfs, ProcfsError, file_system_magic};
 
 const SECURITYFS: &str = "/sys/kernel/security";
 /// `SECURITYFS_MAGIC` of Linux include/uapi/linux/magic.h.
@@ -49,7 +49,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// What its command line adds.
-    fn started_with(mut self, command_line: Result<Vec<u8>, ProcfsError>) -> Self {
+    fn started_with(mut self, command_line: hallmark_sys::Result<Vec<u8>>) -> Self {
         let writable = || match command_line.map(|line| proc_mem::force_override(&line)) {
             Ok(Some("never")) => None,
             Ok(found) => Some(LaunchOnly::CodeWritable(found)),
@@ -122,7 +122,7 @@ pub enum LaunchOnly {
     NoIpe,
     /// The kernel's command line could not be read.
     #[error("the kernel's command line")]
-    NoCommandLine(#[source] ProcfsError),
+    NoCommandLine(#[source] hallmark_sys::Error),
     /// There is no securityfs where it belongs.
     #[error("{SECURITYFS} is not securityfs: file system type is {0:#x}")]
     NotSecurityfs(u64),
@@ -179,7 +179,7 @@ impl LaunchOnly {
 /// Asks the kernel.
 pub fn read() -> Kernel {
     match open_ipe().and_then(|ipe| examine(ipe.as_fd())) {
-        Ok(kernel) => kernel.started_with(Procfs::open().and_then(|proc| proc.command_line())),
+        Ok(kernel) => kernel.started_with(Procfs::open().and_then(|proc| proc.read("cmdline"))),
         Err(weakness) => Kernel { active: None, weakness: Some(weakness) },
     }
 }
@@ -322,8 +322,7 @@ mod tests {
             let weakness = kernel.weakness().unwrap().to_string();
             assert!(weakness.contains(found) && weakness.contains("expected never"), "{weakness}");
         }
-        let unread =
-            ProcfsError::Io { name: "cmdline", source: std::io::ErrorKind::NotFound.into() };
+        let unread = Procfs::open().unwrap().read("no such file").unwrap_err();
         let kernel = look(root.path()).unwrap().started_with(Err(unread));
         assert!(matches!(kernel.weakness(), Some(LaunchOnly::NoCommandLine(_))));
         // what is worse is said first

@@ -25,7 +25,6 @@ pub mod ipe;
 mod levels;
 pub mod policy_versions;
 mod proc_mem;
-pub mod procfs;
 pub mod set;
 pub mod strict_file;
 #[cfg(test)]

@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use hallmark_sys::mount::{Attributes, Change, Extent, Propagation, set_attributes};
 use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
-use hallmark_trust::procfs::Procfs;
+use hallmark_sys::procfs::Procfs;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
@@ -38,13 +38,14 @@ use super::overlay::{self, Parts};
 use super::stack::Lower;
 use super::upper::Writable;
 use crate::error::{Context, Error, Result};
+use crate::idle;
 
 /// Builds the overlay with every lower seen through the maps, if there are any.
 ///
 /// # Errors
 /// The kernel's; a process of several threads, which cannot be cloned.
 pub(super) fn overlay(proc: &Procfs, parts: &Parts<'_>) -> Result<OwnedFd> {
-    let namespace = parts.id_maps.map(user_namespace).transpose()?;
+    let namespace = parts.id_maps.map(|maps| user_namespace(proc, maps)).transpose()?;
     let own = |lower: &Lower| {
         let clone = overlay::clone(lower.fd.as_fd(), Access::ReadWrite)?;
         let id_map = namespace.as_ref().map(AsFd::as_fd);
@@ -97,33 +98,8 @@ fn attached(proc: &Procfs, parts: &Parts<'_>, lowers: &[Lower]) -> Result<OwnedF
 }
 
 /// A user namespace with these maps. It lives as long as its descriptor.
-fn user_namespace(maps: &IdMaps) -> Result<OwnedFd> {
-    let (mut go_on, wait) = pipe()?;
-    let clone = Clone { namespaces: Namespaces::NEWUSER, cgroup: None, parent: Parent::Caller };
-    match clone3(&clone)? {
-        Cloned::Child => {
-            drop(wait);
-            drop(go_on.read(&mut [0]));
-            exit_immediately(0)
-        }
-        Cloned::Parent { pid, pidfd } => {
-            drop(go_on);
-            let pid = pid.as_raw_nonzero();
-            let proc = crate::procfs::Procfs::open()?;
-            let made = proc
-                .write(&format!("{pid}/uid_map"), &maps.uid)
-                .and_then(|()| proc.write(&format!("{pid}/gid_map"), &maps.gid))
-                .and_then(|()| {
-                    // a magic link, of a process that cannot be another: it is not reaped yet
-                    let path = format!("/proc/{pid}/ns/user");
-                    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-                    rustix::fs::open(&path, flags, Mode::empty()).context(|| path)
-                });
-            drop(wait);
-            reap(pidfd.as_fd())?;
-            made.context(|| "id maps of the root file system")
-        }
-    }
+fn user_namespace(proc: &Procfs, maps: &IdMaps) -> Result<OwnedFd> {
+    idle::user_namespace(proc, (&maps.uid, &maps.gid)).context(|| "id maps of the root file system")
 }
 
 /// Runs `work` in a child and takes the descriptor whose number it tells.

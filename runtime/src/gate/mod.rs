@@ -39,9 +39,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hallmark_seal::{StackId, Timestamp};
+use hallmark_sys::procfs::Procfs;
 use hallmark_trust::config::{LoadedConfig, NodeConfig};
 use hallmark_trust::gate::NodeRequirements;
-use hallmark_trust::procfs::Procfs;
 use hallmark_trust::set::TrustSet;
 use hallmark_trust::{Enforcement, ExecControl, Strength, exec_control};
 use hallmark_verity::{ImageDigest, RootHash};

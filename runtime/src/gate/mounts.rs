@@ -11,8 +11,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use hallmark_sys::procfs::Procfs;
 use hallmark_trust::config::GateConfig;
-use hallmark_trust::procfs::Procfs;
 use hallmark_trust::{Enforcement, ExecControl};
 use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;

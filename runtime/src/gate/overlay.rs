@@ -11,8 +11,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use hallmark_sys::procfs::Procfs;
 use hallmark_trust::gate::LaunchPermit;
-use hallmark_trust::procfs::Procfs;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, open_tree,

@@ -4,10 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hallmark_seal::{StackId, Timestamp};
+use hallmark_sys::procfs::Procfs;
 use hallmark_trust::Strength;
 use hallmark_trust::evidence::{Collector, Evidence};
 use hallmark_trust::gate::{Claims, Launch, LaunchPermit, NodeRequirements, Refusal, judge};
-use hallmark_trust::procfs::Procfs;
 use hallmark_trust::set::TrustSet;
 use hallmark_verity::{ImageDigest, RootHash};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};

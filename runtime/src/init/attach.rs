@@ -170,7 +170,7 @@ fn detached(tree: OwnedFd, root: Option<RootPropagation>) -> Result<Bind> {
         mount::set_attributes(&tree, extent, &change)?;
     }
     let content = match u64::try_from(magic) {
-        Ok(crate::procfs::PROC_SUPER_MAGIC) => Content::Procfs,
+        Ok(hallmark_sys::procfs::MAGIC) => Content::Procfs,
         _ => Content::Other,
     };
     Ok(Bind { tree, kind, content })

@@ -16,8 +16,8 @@ use super::root::{PointKind, Root};
 use super::{attach, mounts};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
-use crate::procfs::Procfs;
 use crate::spec::{MountKind, MountPlan};
+use hallmark_sys::procfs::Procfs;
 
 /// What a cgroup mount shows.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl CgroupMounts {
     pub(crate) fn read(procfs: &Procfs, cgroup: &Cgroup, view: View) -> Result<Self> {
         let paths = cgroup.paths();
         let mut v1: Vec<Hierarchy> = Vec::new();
-        for line in procfs.read("self/mountinfo")?.lines() {
+        for line in procfs.read_text("self/mountinfo")?.lines() {
             let Some((mount_point, options)) = v1_mount(line) else { continue };
             let directory = options.iter().find_map(|option| paths.get(option.as_str()));
             let name = Path::new(mount_point).file_name().and_then(|name| name.to_str());

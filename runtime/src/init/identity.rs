@@ -1,8 +1,8 @@
 //! Host name, domain name and sysctls.
 
 use crate::error::{Context, Result};
-use crate::procfs::Procfs;
 use crate::spec::Plan;
+use hallmark_sys::procfs::Procfs;
 
 pub(super) fn set(plan: &Plan, procfs: &Procfs) -> Result<()> {
     if let Some(name) = &plan.hostname {

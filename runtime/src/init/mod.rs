@@ -33,10 +33,10 @@ use crate::cgroup::Join;
 use crate::error::Result;
 use crate::handshake::{FromInit, InitEnd, ToInit};
 use crate::hooks;
-use crate::procfs::Procfs;
 use crate::seccomp::Filter;
 use crate::spec::{Plan, ProcessPlan, Terminal};
 use crate::state::{Hardening, Status};
+use hallmark_sys::procfs::Procfs;
 
 pub(crate) use attach::{Binds, Source, Translation, open_binds};
 pub(crate) use cgroups::{CgroupMounts, View};

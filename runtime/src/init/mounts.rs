@@ -13,8 +13,8 @@ use super::root::{PointKind, Root};
 use super::{Init, bind, cgroups};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gate::code;
-use crate::procfs::PROC_SUPER_MAGIC;
 use crate::spec::{CopyUp, Covers, MountKind, MountPlan};
+use hallmark_sys::procfs;
 
 /// The only files of /proc that something may be mounted on: what lxcfs serves, and two settings.
 const COVERABLE: [&str; 10] = [
@@ -317,7 +317,7 @@ fn guard_proc(mount: &MountPlan, target: BorrowedFd<'_>, content: Content) -> Re
         };
     }
     let magic = rustix::fs::fstatfs(target).context(|| "fstatfs")?.f_type;
-    let inside = destination.starts_with("/proc/") || u64::try_from(magic) == Ok(PROC_SUPER_MAGIC);
+    let inside = destination.starts_with("/proc/") || u64::try_from(magic) == Ok(procfs::MAGIC);
     if inside && !COVERABLE.contains(&destination) {
         return Err(Error::spec(format!(
             "{destination:?} cannot be mounted because it is inside /proc"

@@ -17,8 +17,8 @@ use super::{Common, Init};
 use crate::cgroup::Join;
 use crate::error::{Context, Error, Result};
 use crate::handshake::{FromInit, InitEnd, ToInit};
-use crate::procfs::Procfs;
 use crate::spec::{Joined, Kind, NamespacePlan, Plan};
+use hallmark_sys::procfs::Procfs;
 
 /// From <linux/magic.h>.
 const NSFS_MAGIC: u64 = 0x6e73_6673;

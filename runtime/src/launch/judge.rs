@@ -15,11 +15,11 @@ use crate::gate::{
     self, Access, CgroupNamespace, HookRequest, Memory, MountDecision, MountNamespace,
     MountRequest, Pokes, Processes, Runs, Unverified,
 };
-use crate::procfs::{PROC_SUPER_MAGIC, Procfs};
 use crate::spec::{
     CopyUp, Covers, Hook, Joined, Kind, MountKind, MountPlan, Plan, parse_capability,
 };
 use crate::state::Hardening;
+use hallmark_sys::procfs::{self, Procfs};
 
 /// `MAPPER_CTRL_MINOR` of the misc devices: what [`Judged::deny_on_parent`] knows how to deny.
 const DEVICE_MAPPER_CONTROL: (u32, u32) = (10, 236);
@@ -177,7 +177,7 @@ fn processes(plan: &Plan, procfs: &Procfs) -> Result<Processes> {
 /// Whether a bind brings the host's procfs or control groups along: through them a container reaches the host's
 /// processes, and leaves the control group on which devices are denied to it.
 fn shows_the_host(plan: &Plan, procfs: &Procfs) -> Result<bool> {
-    let table = procfs.read("thread-self/mountinfo")?;
+    let table = procfs.read_text("thread-self/mountinfo")?;
     let views = || table.lines().filter_map(host_view);
     for mount in &plan.mounts {
         let (MountKind::Bind(extent), Some(source)) = (mount.kind.clone(), &mount.source) else {
@@ -197,7 +197,7 @@ fn shows_the_host(plan: &Plan, procfs: &Procfs) -> Result<bool> {
 }
 
 /// procfs, cgroup and cgroup2, by their numbers in <linux/magic.h>.
-const HOST_VIEWS: [u64; 3] = [PROC_SUPER_MAGIC, 0x27_e0eb, 0x6367_7270];
+const HOST_VIEWS: [u64; 3] = [procfs::MAGIC, 0x27_e0eb, 0x6367_7270];
 
 /// The mount point of a line of mountinfo, if one of [`HOST_VIEWS`] is mounted there.
 pub(crate) fn host_view(line: &str) -> Option<PathBuf> {

@@ -32,7 +32,7 @@ use crate::init::{
     Membership, Source, Translation, View,
 };
 use crate::log::Log;
-use crate::procfs::Procfs;
+use hallmark_sys::procfs::Procfs;
 use crate::seccomp::Filter;
 use crate::selinux;
 use crate::spec::{Kind, MountKind, Plan};

@@ -2,15 +2,15 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
-use rustix::process::{Pid, PidfdGetfdFlags, Rlimit, Signal, WaitOptions, pidfd_getfd};
+use rustix::process::{Pid, PidfdGetfdFlags, Rlimit, pidfd_getfd};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
+use crate::idle;
 use crate::init::{Limits, Translation};
-use crate::procfs::Procfs;
 use crate::spec::{IdMaps, Kind, NamespacePlan, ProcessPlan};
 use crate::state::LiveProcess;
+use hallmark_sys::procfs::Procfs;
 
 /// Of which process and namespaces.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Settings<'_> {
 fn write_maps(pid: Pid, maps: &IdMaps, procfs: &Procfs) -> Result<()> {
     let pid = pid.as_raw_nonzero();
     procfs.write(&format!("{pid}/uid_map"), &IdMaps::text(&maps.uid))?;
-    procfs.write(&format!("{pid}/gid_map"), &IdMaps::text(&maps.gid))
+    Ok(procfs.write(&format!("{pid}/gid_map"), &IdMaps::text(&maps.gid))?)
 }
 
 /// Gives binds of what the container itself has mounted their id maps, to which it has no right.
@@ -105,23 +105,7 @@ pub(super) fn translate(
 /// # Errors
 /// The kernel's.
 pub(super) fn user_namespace(maps: &IdMaps, procfs: &Procfs) -> Result<OwnedFd> {
-    let (hold, held) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "pipe")?;
-    let clone = Clone { namespaces: Namespaces::NEWUSER, cgroup: None, parent: Parent::Caller };
-    let (pid, pidfd) = match clone3(&clone)? {
-        Cloned::Child => {
-            drop(held);
-            // returns when the other side lets go, also if it dies
-            rustix::io::read(&hold, &mut [0; 1]).ok();
-            exit_immediately(0)
-        }
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
-    };
-    let made = write_maps(pid, maps, procfs)
-        .and_then(|()| procfs.open_link(&format!("{}/ns/user", pid.as_raw_nonzero())));
-    drop(held);
-    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).map_err(Error::from)?;
-    rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::empty()))
-        .context(|| "wait for a user namespace's process")?;
-    made.context(|| "user namespace of an id-mapped mount")
+    let texts = (IdMaps::text(&maps.uid), IdMaps::text(&maps.gid));
+    idle::user_namespace(procfs, (&texts.0, &texts.1))
+        .context(|| "user namespace of an id-mapped mount")
 }

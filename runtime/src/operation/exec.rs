@@ -13,11 +13,11 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::handshake::{self, Agent, FromInit, RuntimeEnd, ToInit};
 use crate::init::{self, Common, ConsoleSocket, Go};
 use crate::launch::{self, Settings};
-use crate::procfs::Procfs;
 use crate::selinux;
 use crate::spec::{self, Kind, Plan, ProcessPlan, Terminal};
 use crate::state::{Container, ContainerId, Held, LiveProcess, Status, document};
 use crate::supervisor::Supervisor;
+use hallmark_sys::procfs::Procfs;
 
 /// What the command line says.
 #[derive(Debug)]

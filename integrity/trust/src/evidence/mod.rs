@@ -14,11 +14,11 @@ mod volume;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
+use hallmark_sys::procfs::{Procfs, file_system_magic};
 use hallmark_verity::RootHash;
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 
 use crate::levels::Strength;
-use crate::procfs::{Procfs, ProcfsError, file_system_magic};
 use mountinfo::Mount;
 
 pub use record::{ActivationRecord, DeviceKind, Record, Signed};
@@ -44,7 +44,7 @@ pub(crate) enum ErrorKind {
     #[error("/proc/thread-self/mountinfo: \"{0}\" is no mount")]
     MountTable(String),
     #[error(transparent)]
-    Procfs(#[from] ProcfsError),
+    Procfs(hallmark_sys::Error),
 }
 
 /// What the kernel says of one lower.
@@ -120,7 +120,7 @@ impl Collector {
     /// # Errors
     /// The mount table cannot be read or is not understood.
     pub fn new(proc: &Procfs, devices: &Path) -> Result<Self, Error> {
-        let table = proc.mountinfo().map_err(ErrorKind::Procfs)?;
+        let table = proc.read("thread-self/mountinfo").map_err(ErrorKind::Procfs)?;
         let mounts = mountinfo::parse(&table).map_err(ErrorKind::MountTable)?;
         Ok(Self { mounts, devices: devices.to_owned() })
     }

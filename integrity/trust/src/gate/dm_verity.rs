@@ -138,8 +138,8 @@ mod tests {
     use crate::Strength;
     use crate::evidence::{Collector, Evidence, Volume};
     use crate::gate::layer::is_one_whole_layer;
-    use crate::procfs::Procfs;
     use crate::testing::{Layer, has_device_mapper, privately, sh};
+    use hallmark_sys::procfs::Procfs;
 
     fn look(dir: &Path, layer: &Layer) -> Evidence {
         let lower = File::open(&layer.mount_point).unwrap();
