@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod cli;
+pub mod dbus;
 mod error;
 mod exe;
 #[cfg(fuzzing)]

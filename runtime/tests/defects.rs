@@ -61,7 +61,7 @@ const CLASSES: &[Class] = &[
     (
         7,
         "settings written to something mounted over procfs",
-        ("src/procfs.rs", "open_file"),
+        ("../integrity/sys/src/procfs.rs", "open_file"),
         ("tests/defects.rs", "a_sysctl_reaches_the_kernel_or_nothing"),
     ),
     (

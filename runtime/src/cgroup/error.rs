@@ -6,12 +6,21 @@ use rustix::io::Errno;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the fields are what the message above them prints")]
 pub enum Error {
-    /// The caller asked for systemd's driver.
-    #[error(
-        "the systemd cgroup driver is not built in: pass cgroupfs paths (SystemdCgroup = false, \
-         no --systemd-cgroup)"
-    )]
-    SystemdDriver,
+    /// systemd's driver, and another first process.
+    #[error("systemd not running on this host, cannot use systemd cgroups manager")]
+    NoSystemd,
+    /// systemd's driver for somebody else than root.
+    #[error("the systemd cgroup driver is for root: a user's own systemd is not asked")]
+    NotRoot,
+    /// systemd refused.
+    #[error("unable to {call} unit {unit:?}")]
+    Unit { call: &'static str, unit: String, source: crate::dbus::Error },
+    /// systemd's job ended otherwise than well.
+    #[error("error creating systemd unit `{unit}`: got `{result}`")]
+    Job { unit: String, result: String },
+    /// The way to systemd.
+    #[error("failed to connect to dbus")]
+    Bus(#[from] crate::dbus::Error),
     /// A path that leads where no container may be.
     #[error("cgroupsPath {path:?}: {reason}")]
     Path { path: String, reason: &'static str },

@@ -19,8 +19,10 @@
 //! | v1 | one directory a hierarchy | v1 files | `devices.allow`, `devices.deny` | `tasks` |
 //! | hybrid | as v1, and one in cgroup2 | v1 files | as v1 | `tasks` and CLONE_INTO_CGROUP |
 //!
-//! Only the cgroupfs driver: systemd's is refused by name.
+//! Who makes the directories is the [`Driver`]'s affair; all else is the same for both, but that limits are told to
+//! systemd as well ([`systemd`]).
 
+mod delegation;
 mod devices;
 mod dir;
 mod error;
@@ -40,6 +42,7 @@ mod path;
 mod processes;
 mod resources;
 mod stats;
+mod systemd;
 mod v1;
 mod v2;
 
@@ -48,6 +51,8 @@ use std::ops::Deref;
 
 use rustix::fs::OFlags;
 use rustix::process::Pid;
+
+use crate::dbus::Value;
 
 pub use devices::DeviceRule;
 pub use error::Error;
@@ -60,20 +65,58 @@ pub use resources::{
     BlockIo, Cpu, HugepageLimit, InterfacePriority, Memory, Network, Pids, Rdma, Resources,
     ThrottleDevice, WeightDevice,
 };
-
 pub use stats::Stats;
+pub use systemd::Trust;
 
 use dir::{Dir, Made, Version};
 use group::{Group, Traces};
 use layout::Layout;
+use serde::{Deserialize, Serialize};
+use systemd::{Devices, NewScope, Scope};
 
 /// Who makes the directories: we do, or systemd is asked to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Driver {
     /// Directories made by the runtime.
     Cgroupfs,
     /// Scopes asked of systemd.
     Systemd,
+}
+
+/// Where a container's control groups are to be, and who makes them.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Directory(CgroupPath),
+    Scope(Scope, Vec<Value>),
+}
+
+impl Place {
+    /// What `linux.cgroupsPath` says to the driver, and the annotations to systemd.
+    ///
+    /// # Errors
+    /// [`Error::Path`]; of systemd's driver [`Error::Value`].
+    pub(crate) fn parse(
+        driver: Driver,
+        (path, id): (Option<&str>, &str),
+        (annotations, trust): (&BTreeMap<String, String>, Trust),
+    ) -> Result<Self, Error> {
+        Ok(match driver {
+            Driver::Cgroupfs => Self::Directory(CgroupPath::parse(path, id)?),
+            Driver::Systemd => {
+                let properties = systemd::from_annotations(annotations, trust)?;
+                Self::Scope(Scope::parse(path, id)?, properties)
+            }
+        })
+    }
+
+    /// The directory in every hierarchy.
+    pub(crate) fn path(&self) -> &CgroupPath {
+        match self {
+            Self::Directory(path) => path,
+            Self::Scope(scope, _) => scope.path(),
+        }
+    }
 }
 
 /// A container's control groups: its directory in v2, or one in each v1 hierarchy (and in cgroup2 beside them).
@@ -82,42 +125,52 @@ pub struct Cgroup {
     groups: Vec<Group>,
     /// [`Version::V2`]: the only hierarchy is cgroup2.
     version: Version,
+    /// The scope that they are, if systemd made them.
+    unit: Option<String>,
 }
 
 /// Control groups that go away again, with the directories made on the way, unless [`commit`](Self::commit)ted.
 #[derive(Debug)]
 pub struct NewCgroup {
     cgroup: Cgroup,
+    // dropped first: directories below a scope are busy while it is there
+    scope: Option<NewScope>,
     traces: Traces,
 }
 
 impl Cgroup {
-    /// Makes the container's control groups at `path` in every hierarchy.
+    /// Makes the container's control groups at `place` in every hierarchy.
     ///
     /// A directory that is there already is taken only if it is empty and not frozen: somebody else's processes would
-    /// share the container's limits, and be killed with it.
+    /// share the container's limits, and be killed with it. systemd itself refuses a scope that is there.
     ///
     /// # Errors
-    /// [`Error::SystemdDriver`], [`Error::NotEmpty`], [`Error::Frozen`], [`Error::NotMounted`], and what the kernel
-    /// answers.
-    pub fn create(
-        path: &CgroupPath,
-        driver: Driver,
-        resources: &Resources,
-    ) -> Result<NewCgroup, Error> {
-        if driver == Driver::Systemd {
-            return Err(Error::SystemdDriver);
-        }
-        let mut traces = Traces::new();
-        // from here on an error removes what was made
-        let (cgroup, made) = match Layout::read()? {
-            Layout::V2(root) => v2::make(&root, path, resources, &mut traces)?,
-            Layout::V1(hierarchies) => v1::make(hierarchies, path, &mut traces)?,
+    /// [`Error::NotEmpty`], [`Error::Frozen`], [`Error::NotMounted`], what systemd and what the kernel answer.
+    pub(crate) fn create(place: Place, resources: &Resources) -> Result<NewCgroup, Error> {
+        let layout = Layout::read()?;
+        let version = match layout {
+            Layout::V1(_) => Version::V1,
+            Layout::V2(_) => Version::V2,
         };
-        if made == Made::Before {
+        // from here on an error removes what was made
+        let mut traces = Traces::new();
+        let (path, scope) = match place {
+            Place::Directory(path) => (path, None),
+            Place::Scope(scope, properties) => {
+                let new = NewScope::start(&scope, version, resources, properties)?;
+                (scope.path().clone(), Some((new, scope.unit().to_owned())))
+            }
+        };
+        let (mut cgroup, made) = match layout {
+            Layout::V2(root) => v2::make(&root, &path, resources, &mut traces)?,
+            Layout::V1(hierarchies) => v1::make(hierarchies, &path, &mut traces)?,
+        };
+        if made == Made::Before && scope.is_none() {
             cgroup.refuse_if_in_use()?;
         }
-        Ok(NewCgroup { cgroup, traces })
+        let (scope, unit) = scope.unzip();
+        cgroup.unit = unit;
+        Ok(NewCgroup { cgroup, scope, traces })
     }
 
     /// Opens what there is of control groups at `path`.
@@ -131,7 +184,7 @@ impl Cgroup {
             let kind = if hierarchy.controllers.is_empty() { Version::V2 } else { Version::V1 };
             groups.extend(Group::open(&hierarchy.root, (hierarchy.controllers, kind), path)?);
         }
-        Ok(Self { groups, version })
+        Ok(Self { groups, version, unit: None })
     }
 
     /// Opens the control groups of a container whose state was saved with [`paths`](Self::paths).
@@ -140,7 +193,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::Path`] for a path that is not below the mount point of its hierarchy.
-    pub fn from_paths(paths: &BTreeMap<String, String>) -> Result<Self, Error> {
+    pub fn from_paths(paths: &BTreeMap<String, String>, driver: Driver) -> Result<Self, Error> {
         let mut groups = Vec::new();
         let (hierarchies, version) = hierarchies()?;
         for hierarchy in hierarchies {
@@ -158,7 +211,9 @@ impl Cgroup {
             let path = CgroupPath::parse_saved(below)?;
             groups.extend(Group::open(&hierarchy.root, (hierarchy.controllers, kind), &path)?);
         }
-        Ok(Self { groups, version })
+        let named = paths.values().next().and_then(|path| path.rsplit_once('/'));
+        let unit = named.filter(|_| driver == Driver::Systemd).map(|(_, name)| name.to_owned());
+        Ok(Self { groups, version, unit })
     }
 
     /// Controller to directory, for the state file; cgroup2 has the key `""`, as in runc's.
@@ -179,9 +234,9 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::NoController`] if a limit is asked for whose controller is not there; [`Error::Value`] for a value that
-    /// makes no sense; [`Error::Write`] with the kernel's refusal.
+    /// makes no sense; [`Error::Write`] with the kernel's refusal, [`Error::Unit`] with systemd's.
     pub fn apply(&self, resources: &Resources) -> Result<(), Error> {
-        self.set_limits(resources)?;
+        self.set_limits(resources, Devices::Set)?;
         self.set_devices(resources.devices.as_deref().unwrap_or_default())
     }
 
@@ -190,9 +245,9 @@ impl Cgroup {
     /// # Errors
     /// As [`apply`](Self::apply), for `next`.
     pub fn update(&self, previous: &Resources, next: &Resources) -> Result<(), Error> {
-        self.set_limits(next).inspect_err(|_refused| {
+        self.set_limits(next, Devices::Leave).inspect_err(|_refused| {
             // the refusal is what the caller has to hear; a value that was there before is accepted again
-            drop(self.set_limits(previous));
+            drop(self.set_limits(previous, Devices::Leave));
         })
     }
 
@@ -260,7 +315,16 @@ impl Cgroup {
         Ok(join)
     }
 
-    fn set_limits(&self, resources: &Resources) -> Result<(), Error> {
+    fn set_limits(&self, resources: &Resources, devices: Devices) -> Result<(), Error> {
+        let Some(unit) = &self.unit else { return self.write_limits(resources) };
+        if self.version == Version::V2 {
+            // systemd would let the kernel kill the container first
+            v2::refuse_below_usage(&self.v2()?.dir, resources)?;
+        }
+        self.write_limits(&systemd::set_limits(unit, self.version, resources, devices)?)
+    }
+
+    fn write_limits(&self, resources: &Resources) -> Result<(), Error> {
         match self.version {
             Version::V1 => v1::set_limits(self, resources),
             Version::V2 => v2::set_limits(&self.v2()?.dir, resources),
@@ -307,10 +371,41 @@ fn hierarchies() -> Result<(Vec<layout::Mounted>, Version), Error> {
 }
 
 impl NewCgroup {
+    /// Gives a scope to the user its container runs as; directories of our own stay root's, as with runc.
+    ///
+    /// # Errors
+    /// What chown(2) answers.
+    pub fn delegate(&self, owner: u32) -> Result<(), Error> {
+        if self.scope.is_some() { self.cgroup.delegate(owner) } else { Ok(()) }
+    }
+
+    /// Sets what can be set before the first process is in. A scope's limits come later: they would count the process
+    /// that keeps it.
+    ///
+    /// # Errors
+    /// As [`Cgroup::apply`].
+    pub fn prepare(&self, resources: &Resources) -> Result<(), Error> {
+        if self.scope.is_some() { Ok(()) } else { self.cgroup.apply(resources) }
+    }
+
+    /// Sets the rest, once the container's first process is in.
+    ///
+    /// # Errors
+    /// As [`Cgroup::apply`].
+    pub fn settle(&mut self, resources: &Resources) -> Result<(), Error> {
+        let Some(scope) = &mut self.scope else { return Ok(()) };
+        self.cgroup.apply(resources)?;
+        scope.settle();
+        Ok(())
+    }
+
     /// Keeps the control groups: the container lives.
     #[must_use]
     pub fn commit(self) -> Cgroup {
         self.traces.keep();
+        if let Some(scope) = self.scope {
+            scope.keep();
+        }
         self.cgroup
     }
 }

@@ -63,7 +63,9 @@ impl Cgroup {
             return Err(refuse("the group above is the root, which holds the node's own daemons"));
         }
         if holds_this_process(group)? {
-            return Err(refuse("the group above holds this runtime, and so its daemons"));
+            return Err(refuse(
+                "the group above holds this runtime, and so its daemons; put the container below another (cgroupsPath, --cgroup-parent)",
+            ));
         }
         match self.version {
             Version::V2 => attach(&group.parent).map(|()| ParentDenial::Ebpf),

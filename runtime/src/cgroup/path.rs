@@ -1,6 +1,7 @@
 //! `linux.cgroupsPath`: parsed to names below the hierarchy's root, so that nothing can climb out of it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::Error;
 
@@ -19,7 +20,7 @@ impl CgroupPath {
     ///
     /// # Errors
     /// [`Error::Path`] for `..` in any place, the hierarchy's root, an embedded NUL, or `slice:prefix:name`, which is
-    /// the systemd driver's form.
+    /// the systemd driver's form: whoever writes it meant to pass `--systemd-cgroup`.
     pub fn parse(path: Option<&str>, id: &str) -> Result<Self, Error> {
         let text = match path {
             Some(path) if !path.is_empty() => path,
@@ -45,12 +46,14 @@ impl CgroupPath {
         if let [slice, _, _] = text.split(':').collect::<Vec<_>>()[..]
             && (slice.is_empty() || slice.ends_with(".slice"))
         {
-            return refuse("it is of the systemd driver's form slice:prefix:name");
+            return refuse(
+                "it is of the systemd driver's form slice:prefix:name, which takes --systemd-cgroup",
+            );
         }
         Ok(Self(names))
     }
 
-    /// Parses what lies below a hierarchy's mount point in a saved state.
+    /// Parses what [`Display`](fmt::Display) wrote, or what lies below a hierarchy's mount point in a saved state.
     pub(super) fn parse_saved(below: &str) -> Result<Self, Error> {
         Self::parse(Some(&format!("/{below}")), "")
     }
@@ -63,6 +66,12 @@ impl CgroupPath {
     /// The names above the last one, outermost first.
     pub(super) fn parents(&self) -> &[String] {
         &self.0[..self.0.len() - 1]
+    }
+}
+
+impl fmt::Display for CgroupPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|name| write!(f, "/{name}"))
     }
 }
 

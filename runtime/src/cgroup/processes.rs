@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::dir::{Dir, Version};
-use super::{Cgroup, Error};
+use super::{Cgroup, Error, systemd};
 
 /// Until when [`remove_tree`] waits for processes that are on their way out: one wait for all hierarchies together.
 #[derive(Debug, Clone, Copy)]
@@ -75,10 +75,12 @@ impl Cgroup {
     /// Removes the container's control groups with all below them. Gone already is no error.
     ///
     /// # Errors
-    /// [`Error::Busy`] if processes are still there after two seconds; the other hierarchies are removed all the same.
+    /// [`Error::Busy`] if processes are still there after two seconds, [`Error::Unit`] if systemd does not stop the
+    /// scope; the other hierarchies are removed all the same.
     pub fn delete(&self) -> Result<(), Error> {
         let patience = Patience::long();
-        let mut first = Ok(());
+        // systemd leaves directories that it did not make
+        let mut first = self.unit.as_deref().map_or(Ok(()), systemd::stop);
         for group in &self.groups {
             let removed = group.remove(patience);
             if first.is_ok() {

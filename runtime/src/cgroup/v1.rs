@@ -41,7 +41,7 @@ pub(super) fn make(
             Err(error) => return Err(error),
         }
     }
-    Ok((Cgroup { groups, version: Version::V1 }, all))
+    Ok((Cgroup { groups, version: Version::V1, unit: None }, all))
 }
 
 fn closed(error: &Error) -> bool {

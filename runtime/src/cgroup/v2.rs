@@ -37,7 +37,7 @@ pub(super) fn make(
         }
     };
     let (group, made) = Group::make(root, (Vec::new(), Version::V2), path, traces, &mut prepare)?;
-    Ok((Cgroup { groups: vec![group], version: Version::V2 }, made))
+    Ok((Cgroup { groups: vec![group], version: Version::V2, unit: None }, made))
 }
 
 /// Switches `controllers` on for the children of `dir`. One that cannot be had is noticed when its limit is set.
@@ -103,6 +103,7 @@ pub(super) fn set_limits(dir: &Dir, resources: &Resources) -> Result<(), Error> 
         write(dir, "pids", "pids.max", &pids_max(limit))?;
     }
     if let Some(memory) = &resources.memory {
+        refuse_below_usage(dir, resources)?;
         set_memory(dir, memory)?;
     }
     if let Some(block_io) = &resources.block_io {
@@ -143,9 +144,6 @@ pub(super) fn set_devices(dir: &Dir, policy: &Policy) -> Result<(), Error> {
 
 fn set_memory(dir: &Dir, memory: &Memory) -> Result<(), Error> {
     let (limit, swap) = (memory.limit.unwrap_or(0), memory.swap.unwrap_or(0));
-    if memory.check_before_update == Some(true) {
-        refuse_below_usage(dir, limit, swap)?;
-    }
     if let Some(alone) = swap_alone(swap, limit)? {
         match dir.write("memory.swap.max", &or_max(alone)) {
             // without swap there is nothing to forbid or to free
@@ -163,7 +161,10 @@ fn set_memory(dir: &Dir, memory: &Memory) -> Result<(), Error> {
 }
 
 /// v2 kills where v1 refused: the check stands in for v1's EBUSY.
-fn refuse_below_usage(dir: &Dir, limit: i64, swap: i64) -> Result<(), Error> {
+pub(super) fn refuse_below_usage(dir: &Dir, resources: &Resources) -> Result<(), Error> {
+    let asked = resources.memory.as_ref().filter(|m| m.check_before_update == Some(true));
+    let Some(memory) = asked else { return Ok(()) };
+    let (limit, swap) = (memory.limit.unwrap_or(0), memory.swap.unwrap_or(0));
     let Ok(usage) = dir.read_number("memory.current") else { return Ok(()) };
     for (what, value) in [("memory+swap", swap), ("memory", limit)] {
         if value > 0 && u64::try_from(value).is_ok_and(|value| value <= usage) {

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 use args::{Flag, Order, Parsed, Takes, parse, usage};
 use commands::{Binary, COMMANDS, Command, Prefix};
 
+use crate::cgroup::Driver;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::log::{Format, Level, Log};
 use crate::operation::{Globals, RootIs};
 use crate::spec::OCI_VERSION;
-use crate::state::{CgroupDriver, RootDirectory};
+use crate::state::RootDirectory;
 
 /// Where state lives unless `--root` says otherwise.
 const DEFAULT_ROOT: &str = "/run/hallmark-runtime";
@@ -174,8 +175,7 @@ fn globals(parsed: &Parsed) -> Result<(Log, Globals)> {
     let file = parsed.value("log").map(Path::new);
     let root = absolute_root(parsed.value("root").unwrap_or(DEFAULT_ROOT))?;
     let root_is = if parsed.value("root").is_some() { RootIs::AskedFor } else { RootIs::Default };
-    let driver =
-        if parsed.is_on("systemd-cgroup") { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs };
+    let driver = if parsed.is_on("systemd-cgroup") { Driver::Systemd } else { Driver::Cgroupfs };
     let log = Log::open(file, format, least)?;
     // one for the operation, one for its failure
     Ok((Log::open(file, format, least)?, Globals { root, root_is, driver, log }))

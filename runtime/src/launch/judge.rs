@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use super::Request;
-use crate::cgroup::NewCgroup;
+use crate::cgroup::{NewCgroup, Trust};
 use crate::error::{Context, Error, Result};
 use crate::gate::{
     self, Access, CgroupNamespace, HookRequest, Memory, MountDecision, MountNamespace,
@@ -239,6 +239,11 @@ fn hardening(asked: &gate::Hardening) -> Result<Hardening> {
 }
 
 impl Judged {
+    /// Which annotations may speak to systemd: under enforce none that reach beyond the container.
+    pub(super) fn annotations(&self) -> Trust {
+        if self.deny_devices.is_empty() { Trust::All } else { Trust::Harmless }
+    }
+
     /// Denies devices where the container cannot take the denial away again: on its parent cgroup.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use hallmark_sys::mount::Attributes;
 use hallmark_sys::process::{Clone, Cloned, Namespaces, Parent, clone3, exit_immediately};
 use hallmark_sys::seccomp::Listener;
 use oci_spec::runtime::LinuxSeccomp;
@@ -23,7 +24,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags};
 use serde_json::Value;
 
-use crate::cgroup::{Cgroup, CgroupPath, Driver, NewCgroup};
+use crate::cgroup::{Cgroup, Driver, NewCgroup, Place};
 use crate::error::{Context, Error, Result};
 use crate::handshake::{self, FromInit, RuntimeEnd, ToInit};
 use crate::hooks;
@@ -32,16 +33,16 @@ use crate::init::{
     Membership, Source, Translation, View,
 };
 use crate::log::Log;
-use hallmark_sys::procfs::Procfs;
 use crate::seccomp::Filter;
 use crate::selinux;
-use crate::spec::{Kind, MountKind, Plan};
+use crate::spec::{Kind, MountKind, MountPlan, Plan};
 use crate::state::{
-    CgroupDriver, ContainerId, Directory, LiveProcess, Record, RootDirectory, SCHEMA_VERSION,
-    Status, document, stat,
+    ContainerId, Directory, LiveProcess, Record, RootDirectory, SCHEMA_VERSION, Status, document,
+    stat,
 };
 use crate::supervisor::{self, Supervisor};
 use crate::timestamp::Timestamp;
+use hallmark_sys::procfs::Procfs;
 
 use judge::Judged;
 pub(crate) use settle::Settings;
@@ -53,7 +54,7 @@ pub(crate) struct Request {
     /// `--root`.
     pub(crate) root: PathBuf,
     pub(crate) id: ContainerId,
-    pub(crate) driver: CgroupDriver,
+    pub(crate) driver: Driver,
     pub(crate) keyring: Keyring,
     pub(crate) preserved: u32,
     pub(crate) rootfs_mounts: Option<PathBuf>,
@@ -113,10 +114,11 @@ struct Prepared {
 pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result<Launched> {
     let root = RootDirectory::open_or_make(&request.root)?;
     let mut prepared = prepare(&request, plan, log)?;
+    let place = place(&request, plan, &prepared.judged)?;
     let mut undo = Undo::new(root.make(&request.id)?);
     undo.directory()?.lock()?;
-    undo.directory()?.write_cgroups_path(plan.cgroups_path.as_deref())?;
-    let cgroup = make_cgroup(&request, plan, &prepared.judged)?;
+    undo.directory()?.write_cgroups_path(&place.path().to_string())?;
+    let cgroup = make_cgroup(place, plan, &prepared.judged)?;
     let join = cgroup.join()?;
     let mut record = record(&request, plan, &prepared.judged, &cgroup);
     let shown = shown_cgroups(plan, &prepared.procfs, &cgroup)?;
@@ -144,6 +146,7 @@ pub(crate) fn launch(mut request: Request, plan: &mut Plan, log: &Log) -> Result
     let state = document(&record, Status::Creating, 0);
     let init = opened.into_init((plan, &prepared.procfs), (shown, request.keyring), state, common);
     let (process, end) = make_process(init, end, &mut undo)?;
+    undo.settle_cgroup(&plan.resources)?;
     log.container_setup(process.pid);
     identify(&mut record, plan, process.pid)?;
     send_pidfd(request.pidfd.take(), &process, "standard")?;
@@ -244,17 +247,38 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
     Ok(filter)
 }
 
-fn make_cgroup(request: &Request, plan: &Plan, judged: &Judged) -> Result<NewCgroup> {
-    let path = CgroupPath::parse(plan.cgroups_path.as_deref(), request.id.as_str())?;
-    let driver = match request.driver {
-        CgroupDriver::Cgroupfs => Driver::Cgroupfs,
-        CgroupDriver::Systemd => Driver::Systemd,
-    };
-    let cgroup = Cgroup::create(&path, driver, &plan.resources)?;
+/// Where the control groups go: said in the configuration, to this driver.
+fn place(request: &Request, plan: &Plan, judged: &Judged) -> Result<Place> {
+    let path = (plan.cgroups_path.as_deref(), request.id.as_str());
+    let annotations = (&plan.annotations, judged.annotations());
+    Ok(Place::parse(request.driver, path, annotations)?)
+}
+
+fn make_cgroup(place: Place, plan: &Plan, judged: &Judged) -> Result<NewCgroup> {
+    let cgroup = Cgroup::create(place, &plan.resources)?;
     // first what is denied above: v1 would silently take it out of rules that are there already
     judged.deny_on_parent(&cgroup)?;
-    cgroup.apply(&plan.resources)?;
+    if let Some(owner) = cgroup_owner(plan) {
+        cgroup.delegate(owner)?;
+    }
+    cgroup.prepare(&plan.resources)?;
     Ok(cgroup)
+}
+
+/// Who may make control groups below the container's: its first process' user, if it sees them as its own and writable.
+fn cgroup_owner(plan: &Plan) -> Option<u32> {
+    let writable = |mount: &MountPlan| {
+        mount.kind == MountKind::Cgroup && !mount.set.contains(Attributes::READ_ONLY)
+    };
+    if !plan.namespaces.contains(Kind::Cgroup) || !plan.mounts.iter().any(writable) {
+        return None;
+    }
+    let uid = plan.process.user.uid;
+    if plan.namespaces.contains(Kind::User) {
+        plan.namespaces.id_maps.host_uid(uid)
+    } else {
+        Some(uid)
+    }
 }
 
 /// The socket on which the first process waits for `start`.

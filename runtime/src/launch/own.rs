@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::init::JoinedNamespace;
-use crate::procfs::Procfs;
 use crate::spec::{Kind, Plan};
+use hallmark_sys::procfs::Procfs;
 
 /// Refuses settings that would be the host's.
 ///

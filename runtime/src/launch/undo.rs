@@ -2,7 +2,7 @@
 
 use rustix::process::{Signal, WaitOptions};
 
-use crate::cgroup::{Cgroup, NewCgroup};
+use crate::cgroup::{Cgroup, NewCgroup, Resources};
 use crate::error::{Context, Error, Result};
 use crate::state::{Directory, LiveProcess};
 
@@ -26,6 +26,12 @@ impl Undo {
 
     pub(super) fn cgroup(&mut self, cgroup: NewCgroup) {
         self.cgroup = Some(cgroup);
+    }
+
+    /// The first process is in the control groups.
+    pub(super) fn settle_cgroup(&mut self, resources: &Resources) -> Result<()> {
+        let cgroup = self.cgroup.as_mut().ok_or_else(|| Error::system("cgroup: not made"))?;
+        Ok(cgroup.settle(resources)?)
     }
 
     /// Watches over `process`, which is returned a second time for use.

@@ -79,7 +79,7 @@ fn remove_incomplete(globals: &Globals, id: &ContainerId) -> Result<()> {
     }
     match directory.read_cgroups_path() {
         Ok(path) => {
-            let path = CgroupPath::parse(path.as_deref(), id.as_str())?;
+            let path = CgroupPath::parse(Some(&path), id.as_str())?;
             // whoever lives in there is not ours: a process of ours has ended with its `create`
             if let Err(error) = Cgroup::existing(&path)?.delete() {
                 globals.log.warning(&error.to_string());
@@ -150,7 +150,7 @@ mod tests {
         let globals = Globals {
             root: dir.path().join("state"),
             root_is: crate::operation::RootIs::AskedFor,
-            driver: crate::state::CgroupDriver::Cgroupfs,
+            driver: crate::cgroup::Driver::Cgroupfs,
             log: crate::log::Log::default(),
         };
         let root = RootDirectory::open_or_make(&globals.root).unwrap();

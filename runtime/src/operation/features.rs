@@ -20,7 +20,7 @@ pub(crate) fn features() -> String {
         "linux": {
             "namespaces": namespaces,
             "capabilities": capability_names(),
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": true},
             "seccomp": {
                 "enabled": true,
                 "actions": [
@@ -50,7 +50,7 @@ pub(crate) fn features() -> String {
             "netDevices": {"enabled": false},
         },
         "annotations": {"org.hallmark.runtime.version": env!("CARGO_PKG_VERSION")},
-        "potentiallyUnsafeConfigAnnotations": ["bundle"],
+        "potentiallyUnsafeConfigAnnotations": ["bundle", "org.systemd.property."],
     });
     format!("{features:#}\n")
 }

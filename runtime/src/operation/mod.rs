@@ -21,10 +21,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::cgroup::Driver;
 use crate::error::{Context, Error, Result};
 use crate::log::Log;
 use crate::spec::Terminal;
-use crate::state::CgroupDriver;
 
 /// What the global options say.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct Globals {
     /// `--root`.
     pub(crate) root: PathBuf,
     pub(crate) root_is: RootIs,
-    pub(crate) driver: CgroupDriver,
+    pub(crate) driver: Driver,
     pub(crate) log: Log,
 }
 

@@ -139,6 +139,15 @@ impl IdMaps {
         Ok(Self { uid: list(uid)?, gid: list(gid)? })
     }
 
+    /// The host's number of the container's user `uid`, if it has one.
+    pub(crate) fn host_uid(&self, uid: u32) -> Option<u32> {
+        let map = self
+            .uid
+            .iter()
+            .find(|map| uid.checked_sub(map.inside).is_some_and(|offset| offset < map.size))?;
+        map.outside.checked_add(uid - map.inside)
+    }
+
     /// The text of uid_map or gid_map.
     pub(crate) fn text(maps: &[IdMap]) -> String {
         maps.iter().map(|map| format!("{} {} {}\n", map.inside, map.outside, map.size)).collect()

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <--root>/<id>/          0700, made exclusively: whoever makes it owns the id
-//!     cgroups-path        JSON: the specification's `cgroupsPath`, or null; from before the groups are made
+//!     cgroups-path        where the control groups are in every hierarchy; from before they are made
 //!     state.json          written by temporary file and rename
 //!     start.sock          there while the container is created and not yet started
 //! ```
@@ -173,8 +173,8 @@ impl Directory {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn write_cgroups_path(&self, path: Option<&str>) -> Result<()> {
-        self.write(CGROUPS_PATH, &serde_json::to_string(&path)?)
+    pub(crate) fn write_cgroups_path(&self, path: &str) -> Result<()> {
+        self.write(CGROUPS_PATH, path)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<()> {
@@ -200,8 +200,8 @@ impl Directory {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if nothing is noted: no control group was made.
-    pub(crate) fn read_cgroups_path(&self) -> Result<Option<String>> {
-        Ok(serde_json::from_str(&self.read(CGROUPS_PATH)?)?)
+    pub(crate) fn read_cgroups_path(&self) -> Result<String> {
+        self.read(CGROUPS_PATH)
     }
 
     fn read(&self, name: &str) -> Result<String> {

@@ -27,7 +27,7 @@ use crate::spec::OCI_VERSION;
 pub(crate) use directory::{Directory, RootDirectory, not_found};
 pub use id::ContainerId;
 pub(crate) use process::{LiveProcess, stat};
-pub(crate) use record::{CgroupDriver, Hardening, Record, SCHEMA_VERSION};
+pub(crate) use record::{Hardening, Record, SCHEMA_VERSION};
 
 /// A container that exists, in the state it was in when it was looked at.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn cgroup(&self) -> Result<Cgroup> {
-        Ok(Cgroup::from_paths(&self.record.cgroup_paths)?)
+        Ok(Cgroup::from_paths(&self.record.cgroup_paths, self.record.cgroup_driver)?)
     }
 }
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::cgroup::Resources;
+use crate::cgroup::{Driver, Resources};
 use crate::error::{Context, Error, Result};
 
 /// The version this runtime writes and reads.
@@ -42,7 +42,7 @@ pub(crate) struct Record {
     pub(crate) pid_start_time: u64,
     pub(crate) created: String,
     pub(crate) cgroup_paths: BTreeMap<String, String>,
-    pub(crate) cgroup_driver: CgroupDriver,
+    pub(crate) cgroup_driver: Driver,
     pub(crate) namespace_paths: BTreeMap<String, String>,
     pub(crate) hardening: Hardening,
     pub(crate) verdict: Value,
@@ -50,14 +50,6 @@ pub(crate) struct Record {
     pub(crate) resources: Option<Resources>,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) config: Box<RawValue>,
-}
-
-/// Who made the control groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum CgroupDriver {
-    Cgroupfs,
-    Systemd,
 }
 
 /// What the gate adds to the configuration of every process of the container.
@@ -105,7 +97,7 @@ mod tests {
             pid_start_time: 9,
             created: "2026-11-24T00:00:00Z".into(),
             cgroup_paths: BTreeMap::from([(String::new(), "/sys/fs/cgroup/c".into())]),
-            cgroup_driver: CgroupDriver::Cgroupfs,
+            cgroup_driver: Driver::Cgroupfs,
             namespace_paths: BTreeMap::new(),
             hardening: Hardening::default(),
             verdict: serde_json::json!({"outcome": "audit"}),
