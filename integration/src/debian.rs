@@ -36,6 +36,7 @@ const HOST_PACKAGES: &[&str] = &[
     "musl-tools",
     "openssl",
     "pkg-config",
+    "podman",
     "strace",
     "tar",
     "tini",

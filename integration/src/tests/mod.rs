@@ -2,17 +2,26 @@
 
 pub(crate) mod attacks;
 mod bundle;
+mod callers;
 mod clients;
 mod cri;
 mod handed_over;
 pub(crate) mod kernel;
 mod selinux;
 
-use crate::table::Test;
+use crate::table::{Site, Test};
 
-/// Every test, in the order in which they are run.
-pub(crate) fn all() -> Vec<Test> {
-    let rooms = [clients::TESTS, attacks::TESTS, handed_over::TESTS, kernel::TESTS, selinux::TESTS];
+/// Every test of a site, in the order in which they are run.
+pub(crate) fn all(site: Site) -> Vec<Test> {
+    let rooms = [
+        clients::TESTS,
+        callers::TESTS,
+        attacks::TESTS,
+        handed_over::TESTS,
+        kernel::TESTS,
+        selinux::TESTS,
+        if site == Site::Host { callers::ON_HOST } else { &[] },
+    ];
     rooms.into_iter().flatten().map(copy).collect()
 }
 
