@@ -10,7 +10,7 @@ PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-musl/release
 POINTS = 1000 300
 
 .PHONY: help demo test bench check guest node build package crash fuzz conformance-cri conformance-runc \
-        conformance-nerdctl soak clean
+        conformance-runc-guest conformance-nerdctl soak clean
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 demo: ## the main job as a table of scenes: on this machine, then in a guest with dm-verity and IPE
@@ -38,6 +38,8 @@ conformance-runc: ## runc's own suite against our runtime, in ten minutes or so
 	@$(PREPARE)
 	cargo build --release --package hallmark-runtime
 	hack/conformance-runc
+conformance-runc-guest: ## a part of it in the guest: cgroup v2, SELinux, systemd; on runc, then on ours; an hour or so
+	@$(PREPARE) && $(INTEGRATION) bats
 conformance-nerdctl: ## everyday uses of nerdctl, with our stack and with containerd's own
 	@$(PREPARE) && $(INTEGRATION) nerdctl $(FILTER)
 soak: ## 2000 containers (COUNT) while daemons are restarted and killed; SEED repeats a run

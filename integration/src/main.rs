@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to people")]
 
+mod bats;
 mod bench;
 mod cache;
 mod cgroups;
@@ -39,7 +40,7 @@ use anyhow::Result;
 use cache::Cache;
 use clap::{Parser, Subcommand};
 use components::Components;
-use guest::boot::Guest;
+use guest::boot::{Guest, Init};
 use guest::parts::Parts;
 use images::Images;
 use kit::Kit;
@@ -178,9 +179,32 @@ enum Command {
         #[arg(default_value = "")]
         filter: String,
     },
-    /// (inside) first process of the guest
+    /// A part of runc's own suite in the guest, on runc and on ours
+    Bats {
+        /// Only files whose names contain this
+        #[arg(default_value = "")]
+        filter: String,
+        /// Only with this first process
+        #[arg(long)]
+        init: Option<Init>,
+    },
+    /// (inside) the boots for it
     #[command(hide = true)]
-    GuestInit,
+    Boots { kit: PathBuf, init: String, filter: String },
+    /// (inside) that part of the suite
+    #[command(hide = true)]
+    Runc {
+        init: Init,
+        kit: PathBuf,
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// (inside) first process of the guest, or what it starts
+    #[command(hide = true)]
+    GuestInit {
+        #[arg(long, default_value = "own")]
+        init: Init,
+    },
     /// (inside) one boot of the guest
     #[command(hide = true)]
     Boot { kit: PathBuf, arguments: Vec<String> },
@@ -228,12 +252,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             println!("{:#?}", Images::build(&prepared()?)?);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo => {
-            let cache = prepared()?;
-            Parts::build(&cache)?;
-            let kit = assemble(&cache, Stack::Hallmark)?;
-            sandbox::supervise(&cache, &["both", &kit.root().to_string_lossy()])
-        }
+        Command::Demo => demonstration(),
         Command::Both { kit } => Ok(demo::both(&kit)?.into()),
         Command::Scenes { site, kit } => Ok(demo::scenes(site, Kit::at(&kit))?.into()),
         Command::Test => everything::run(&prepared()?),
@@ -289,7 +308,10 @@ fn perform(command: Command) -> Result<ExitCode> {
         Command::Critest { focus, site, stack } => conformance(site, stack, &focus),
         Command::Suite { site, stack, kit, focus } => suite(site, stack, &kit, &focus),
         Command::Script { site, stack, kit, script } => run_script(site, stack, &kit, &script),
-        Command::GuestInit => guest::init::run().map(|()| ExitCode::SUCCESS),
+        Command::Bats { init, filter } => runc_suite(init, &filter),
+        Command::Boots { kit, init, filter } => boots(&kit, &init, &filter),
+        Command::Runc { init, kit, filter } => counted(bats::run(init, &Kit::at(&kit), &filter)?),
+        Command::GuestInit { init } => guest::init::run(init).map(|()| ExitCode::SUCCESS),
         Command::Boot { kit, arguments } => boot(&kit, &arguments),
         Command::Enter { dir, arguments } => sandbox::enter(&dir, &arguments),
         Command::Init { dir, arguments } => sandbox::init(&dir, &arguments),
@@ -336,6 +358,29 @@ fn conformance(site: Site, stack: Stack, focus: &str) -> Result<ExitCode> {
     let kit = assemble(&cache, stack)?;
     kit.add_cri(&cache)?;
     supervise(&cache, &kit, site, &["suite", stack.name(), focus])
+}
+
+fn demonstration() -> Result<ExitCode> {
+    let cache = prepared()?;
+    Parts::build(&cache)?;
+    let kit = assemble(&cache, Stack::Hallmark)?;
+    sandbox::supervise(&cache, &["both", &kit.root().to_string_lossy()])
+}
+
+fn runc_suite(init: Option<Init>, filter: &str) -> Result<ExitCode> {
+    let cache = prepared()?;
+    Parts::build(&cache)?;
+    let kit = assemble(&cache, Stack::Hallmark)?;
+    bats::add_to(&kit, &cache)?;
+    let (kit, init) = (kit.root().to_string_lossy(), init.map_or("both", Init::name));
+    sandbox::supervise(&cache, &["boots", &kit, init, filter])
+}
+
+fn boots(kit: &std::path::Path, init: &str, filter: &str) -> Result<ExitCode> {
+    let inits = [Init::Own, Init::Systemd];
+    let wanted = inits.into_iter().filter(|i| init == "both" || init == i.name());
+    let parts = Parts::build(&Cache::open()?)?;
+    counted(bats::boot(&parts, &Kit::at(kit), &wanted.collect::<Vec<_>>(), filter)?)
 }
 
 /// `what` with its argument on a node of one site, in a sandbox.
@@ -390,7 +435,7 @@ fn boot(kit: &std::path::Path, arguments: &[String]) -> Result<ExitCode> {
 
 fn table(site: Site, stack: Stack, kit: &std::path::Path, filter: &str) -> Result<ExitCode> {
     let mut bench = test_bench(site, stack, kit);
-    counted(table::run(&tests::all(), &mut bench, filter)?)
+    counted(table::run(&tests::all(site), &mut bench, filter)?)
 }
 
 fn measure(filter: &str, rounds: usize) -> Result<ExitCode> {

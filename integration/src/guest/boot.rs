@@ -14,6 +14,24 @@ use crate::kit::Kit;
 use crate::run::{Run, tail};
 use crate::sandbox::Daemon;
 
+/// The guest's first process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Init {
+    /// This program, with SELinux.
+    Own,
+    /// systemd, with a unit that starts this program, and without SELinux: its policy is for a whole Debian.
+    Systemd,
+}
+
+impl Init {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Systemd => "systemd",
+        }
+    }
+}
+
 /// How a boot ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
@@ -27,6 +45,7 @@ pub(crate) struct Guest<'a> {
     parts: &'a Parts,
     kit: Volume,
     dir: PathBuf,
+    init: Init,
 }
 
 impl<'a> Guest<'a> {
@@ -34,7 +53,12 @@ impl<'a> Guest<'a> {
     pub(crate) fn new(parts: &'a Parts, kit: &Kit, dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let kit = Volume::make(&parts.tools, &parts.key, "kit", kit.root(), dir)?;
-        Ok(Self { parts, kit, dir: dir.to_owned() })
+        Ok(Self { parts, kit, dir: dir.to_owned(), init: Init::Own })
+    }
+
+    /// The same with another first process.
+    pub(crate) fn starting(self, init: Init) -> Self {
+        Self { init, ..self }
     }
 
     /// Boots with an empty disk, runs `integration ARGUMENTS` from the kit as root, and passes on each line it prints.
@@ -142,9 +166,13 @@ impl<'a> Guest<'a> {
 
     fn command_line(&self) -> String {
         let (root, kit) = (&self.parts.root, &self.kit);
+        let init = match self.init {
+            Init::Own => "first=own selinux=1 enforcing=1",
+            Init::Systemd => "first=systemd selinux=0 systemd.unit=hallmark.service",
+        };
         format!(
             "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable random.trust_cpu=on \
-             lsm=landlock,lockdown,yama,integrity,selinux,bpf,ipe selinux=1 enforcing=1 proc_mem.force_override=never \
+             lsm=landlock,lockdown,yama,integrity,selinux,bpf,ipe {init} proc_mem.force_override=never \
              root_hash={} root_offset={} kit_hash={} kit_offset={}",
             root.root_hash, root.offset, kit.root_hash, kit.offset
         )

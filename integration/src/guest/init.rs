@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::boot::Init;
 use super::selinux;
 use crate::cgroups;
 use crate::run::Run;
@@ -16,8 +17,8 @@ pub(crate) const KIT: &str = "/kit";
 pub(crate) const SHARE: &str = "/host";
 
 /// Does what the host left in the share, writes the result there, and ends the machine.
-pub(crate) fn run() -> Result<()> {
-    let code = match work() {
+pub(crate) fn run(init: Init) -> Result<()> {
+    let code = match work(init) {
         Ok(code) => code,
         Err(error) => {
             fs::write(share("error.log"), format!("{error:#}\n"))?;
@@ -35,13 +36,20 @@ fn share(name: &str) -> std::path::PathBuf {
     Path::new(SHARE).join(name)
 }
 
-fn work() -> Result<u8> {
-    prepare()?;
+fn work(init: Init) -> Result<u8> {
+    let program = std::env::current_exe()?;
+    let mut work = match init {
+        Init::Own => {
+            prepare()?;
+            let mut work = Command::new("runcon");
+            work.arg(selinux::NODE).arg(program);
+            work
+        }
+        Init::Systemd => Command::new(program),
+    };
+    prepare_data()?;
     let out = File::create(share("out.log"))?;
-    let mut work = Command::new("runcon");
-    work.arg(selinux::NODE)
-        .arg(std::env::current_exe()?)
-        .args(crate::files::text(&share("arguments"))?.split('\0'))
+    work.args(crate::files::text(&share("arguments"))?.split('\0'))
         .current_dir("/")
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -56,7 +64,7 @@ fn prepare() -> Result<()> {
     // before anything else is mounted, so that it is labelled as the policy says
     selinux::load()?;
     mount(&["--make-rshared", "/"])?;
-    for dir in ["/dev/pts", "/dev/shm", "/data"] {
+    for dir in ["/dev/pts", "/dev/shm"] {
         fs::create_dir_all(dir)?;
     }
     mount(&["-t", "devpts", "-o", "ptmxmode=666", "devpts", "/dev/pts"])?;
@@ -68,7 +76,12 @@ fn prepare() -> Result<()> {
     // audit records are evidence here: none may be dropped
     fs::write("/proc/sys/kernel/printk_ratelimit", "0")?;
     fs::write("/proc/sys/kernel/hostname", "guest")?;
-    Command::new("ip").args(["link", "set", "lo", "up"]).good()?;
+    Command::new("ip").args(["link", "set", "lo", "up"]).good().map(drop)
+}
+
+/// The disk that a boot starts with, empty.
+fn prepare_data() -> Result<()> {
+    fs::create_dir_all("/data")?;
     mount(&["-t", "ext4", "/dev/vdc", "/data"])?;
     for name in ["containerd", "hallmark", "nerdctl"] {
         let source = Path::new("/data").join(name);

@@ -11,6 +11,7 @@ for word in $(cat /proc/cmdline); do
     case $word in
     root_hash=*) root=${word#*=} ;;
     kit_hash=*) kit=${word#*=} ;;
+    first=*) first=${word#*=} ;;
     *_offset=*) eval "${word%%=*}=${word#*=}" ;;
     esac
 done
@@ -31,4 +32,16 @@ mount -t tmpfs -o mode=755 run /newroot/run
 mount -t tmpfs modules /newroot/lib/modules; cp -a /lib/modules/* /newroot/lib/modules/
 for d in dev proc sys host; do mount --move /$d /newroot/$d; done
 trap - EXIT
+if [ "$first" = systemd ]; then
+    cat > /newroot/etc/systemd/system/hallmark.service <<'UNIT'
+[Unit]
+Requires=basic.target dbus.service
+After=basic.target dbus.service
+[Service]
+Type=oneshot
+ExecStart=/kit/bin/integration guest-init --init systemd
+StandardOutput=journal+console
+UNIT
+    exec switch_root /newroot /usr/lib/systemd/systemd
+fi
 exec switch_root /newroot /kit/bin/integration guest-init

@@ -14,12 +14,16 @@ use crate::signing::Key;
 
 /// What is in the guest's root besides the essential packages.
 const ROOT_PACKAGES: &[&str] = &[
+    "bats",
     "busybox",
     "cryptsetup-bin",
+    "dbus",
     "dmsetup",
     "e2fsprogs",
+    "gawk",
     "iproute2",
     "iptables",
+    "jq",
     "keyutils",
     "kmod",
     "libcap2-bin",
@@ -28,6 +32,7 @@ const ROOT_PACKAGES: &[&str] = &[
     "policycoreutils",
     "procps",
     "selinux-policy-default",
+    "systemd",
 ];
 
 /// Modules that the initramfs loads: none can be loaded once the policy denies it.
