@@ -12,8 +12,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use hallmark_sys::procfs::Procfs;
 use hallmark_trust::evidence::mountinfo;
-use hallmark_trust::procfs::Procfs;
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 
 use super::handover::{Access, Durability};
@@ -68,7 +68,8 @@ fn names(proc: &Procfs, directory: &Lower) -> Result<Vec<PathBuf>> {
     let what = || format!("mount of {}", directory.name.display());
     let statx = rustix::fs::statx(&directory.fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
         .context(what)?;
-    let table = proc.mountinfo().map_err(|error| Error::system(super::chain(&error)))?;
+    let table =
+        proc.read("thread-self/mountinfo").map_err(|error| Error::system(super::chain(&error)))?;
     let mounts = mountinfo::parse(&table)
         .map_err(|line| Error::system(format!("mount table: {line:?} is no mount")))?;
     let is_root = statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);

@@ -71,7 +71,7 @@ impl Root {
 
     /// Where in the root `place` is, links resolved; `None` if something else is mounted there.
     ///
-    /// For a process that has not entered the root yet: it has the host's /proc, which [`crate::procfs`] made sure of.
+    /// For a process that has not entered the root yet: it has the host's /proc, which [`hallmark_sys::procfs`] made sure of.
     ///
     /// # Errors
     /// The kernel's; a place that was unlinked.
