@@ -142,7 +142,7 @@ impl Cgroup {
     /// Makes the container's control groups at `place` in every hierarchy.
     ///
     /// A directory that is there already is taken only if it is empty and not frozen: somebody else's processes would
-    /// share the container's limits, and be killed with it. systemd itself refuses a scope that is there.
+    /// share the container's limits, and be killed with it.
     ///
     /// # Errors
     /// [`Error::NotEmpty`], [`Error::Frozen`], [`Error::NotMounted`], what systemd and what the kernel answer.
@@ -157,6 +157,8 @@ impl Cgroup {
         let (path, scope) = match place {
             Place::Directory(path) => (path, None),
             Place::Scope(scope, properties) => {
+                // systemd would take a directory that is there, whoever made it
+                Self::existing(scope.path())?.refuse_if_in_use()?;
                 let new = NewScope::start(&scope, version, resources, properties)?;
                 (scope.path().clone(), Some((new, scope.unit().to_owned())))
             }
