@@ -245,7 +245,8 @@ mod tests {
     fn a_decision_is_known_by_its_words() {
         let (spec, words, _) = DECIDED[0];
         let why = |spec, said| decision(DECIDED, spec, said);
-        assert!(why(spec, &format!("status: {words}")).is_some());
+        let status = format!("status: {words}");
+        assert!(why(spec, &status).is_some());
         assert!(why(spec, "no such file").is_none() && why("other", words).is_none());
     }
 
