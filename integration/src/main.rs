@@ -252,7 +252,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             println!("{:#?}", Images::build(&prepared()?)?);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo => demonstration(),
+        Command::Demo => with_guest("both"),
         Command::Both { kit } => Ok(demo::both(&kit)?.into()),
         Command::Scenes { site, kit } => Ok(demo::scenes(site, Kit::at(&kit))?.into()),
         Command::Test => everything::run(&prepared()?),
@@ -276,27 +276,10 @@ fn perform(command: Command) -> Result<ExitCode> {
             let seed = seed.unwrap_or(now.as_secs()).to_string();
             everything::soak(&prepared()?, &count.to_string(), &seed)
         }
-        Command::SoakHere { count, seed } => {
-            let cache = prepared()?;
-            let kit = assemble(&cache, Stack::Hallmark)?;
-            let kit = kit.root().to_string_lossy();
-            sandbox::supervise(&cache, &["soaked", &kit, &count.to_string(), &seed.to_string()])
-        }
-        Command::Reboot => {
-            let cache = prepared()?;
-            Parts::build(&cache)?;
-            let kit = assemble(&cache, Stack::Hallmark)?;
-            sandbox::supervise(&cache, &["rebooted", &kit.root().to_string_lossy()])
-        }
+        Command::SoakHere { count, seed } => soak_here(count, seed),
+        Command::Reboot => with_guest("rebooted"),
         Command::Rebooted { kit } => reboot_guest(&kit),
-        Command::AroundReboot { part, kit } => {
-            let mut bench = test_bench(Site::Guest, Stack::Hallmark, &kit);
-            match part {
-                // whose node runs until the end
-                Around::Before => reboot::before(&mut bench).map(|()| ExitCode::SUCCESS),
-                Around::After => counted(table::run(&[reboot::AFTER], &mut bench, "")?),
-            }
-        }
+        Command::AroundReboot { part, kit } => around_reboot(part, &kit),
         Command::Soaked { kit, count, seed } => {
             let mut bench = test_bench(Site::Host, Stack::Hallmark, &kit);
             let counts = soak::run(&mut bench, count, seed)?;
@@ -360,11 +343,28 @@ fn conformance(site: Site, stack: Stack, focus: &str) -> Result<ExitCode> {
     supervise(&cache, &kit, site, &["suite", stack.name(), focus])
 }
 
-fn demonstration() -> Result<ExitCode> {
+/// `what` in a sandbox that has what a guest needs.
+fn with_guest(what: &str) -> Result<ExitCode> {
     let cache = prepared()?;
     Parts::build(&cache)?;
     let kit = assemble(&cache, Stack::Hallmark)?;
-    sandbox::supervise(&cache, &["both", &kit.root().to_string_lossy()])
+    sandbox::supervise(&cache, &[what, &kit.root().to_string_lossy()])
+}
+
+fn soak_here(count: usize, seed: u64) -> Result<ExitCode> {
+    let cache = prepared()?;
+    let kit = assemble(&cache, Stack::Hallmark)?;
+    let kit = kit.root().to_string_lossy();
+    sandbox::supervise(&cache, &["soaked", &kit, &count.to_string(), &seed.to_string()])
+}
+
+fn around_reboot(part: Around, kit: &std::path::Path) -> Result<ExitCode> {
+    let mut bench = test_bench(Site::Guest, Stack::Hallmark, kit);
+    match part {
+        // whose node runs until the end
+        Around::Before => reboot::before(&mut bench).map(|()| ExitCode::SUCCESS),
+        Around::After => counted(table::run(&[reboot::AFTER], &mut bench, "")?),
+    }
 }
 
 fn runc_suite(init: Option<Init>, filter: &str) -> Result<ExitCode> {
