@@ -6,8 +6,8 @@ LIBRARIES = --package hallmark-verity --package hallmark-erofs --package hallmar
             --package hallmark-trust --package hallmark-sys
 PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-musl/release
 
-# system calls struck by `make crash`: kills, and failures of file calls
-POINTS = 1000 300
+# struck by `make crash`: kills at system calls, file calls that fail, power cuts between each two flushes
+POINTS = 1000 300 3
 
 .PHONY: help demo test bench check guest node build package crash fuzz conformance-cri conformance-runc \
         conformance-runc-guest conformance-nerdctl soak clean
@@ -29,9 +29,8 @@ check: ## format, lints and the libraries' tests, in seconds once built
 build: ## the four programs, static, in target/
 	@$(PREPARE)
 	cargo build --release --workspace
-crash: ## the snapshotter killed at system call boundaries, with disks that fail; minutes; POINTS="4000 1000" for more
-	@$(PREPARE)
-	unshare --mount cargo test --quiet --package hallmark-snapshotter --test crash -- $(POINTS)
+crash: ## the snapshotter killed, disks that fail, in the guest power cuts; half an hour; POINTS="4000 1000 8" for more
+	@$(PREPARE) && $(INTEGRATION) crash $(POINTS)
 conformance-cri: ## the CRI's own suite, critest, against our shim, runtime and snapshotter, in five minutes or so
 	@$(PREPARE) && $(INTEGRATION) critest
 conformance-runc: ## runc's own suite against our runtime, in ten minutes or so

@@ -68,12 +68,17 @@ fn workspace(tools: &Path, log: &Path) -> Result<(Counts, u64)> {
     Ok((counts, seconds))
 }
 
-/// This program again, for one part; its last line has the numbers.
+/// This program again, for one part.
 fn part(name: &str, arguments: &[&str], log: &Path) -> Result<(Counts, u64)> {
     let mut this = Command::new(std::env::current_exe()?);
     this.args(arguments);
+    counted(name, this, log)
+}
+
+/// A program whose last line has the numbers.
+pub(crate) fn counted(name: &str, program: Command, log: &Path) -> Result<(Counts, u64)> {
     let mut found = None;
-    let (good, seconds) = watch(this, log, &mut |line| {
+    let (good, seconds) = watch(program, log, &mut |line| {
         found = Counts::parse(line).or(found);
         Shown::Yes
     })?;

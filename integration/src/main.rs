@@ -10,6 +10,7 @@ mod bench;
 mod cache;
 mod cgroups;
 mod components;
+mod crash;
 mod critest;
 mod debian;
 mod demo;
@@ -157,6 +158,21 @@ enum Command {
     /// (inside) the soak
     #[command(hide = true)]
     Soaked { kit: PathBuf, count: usize, seed: u64 },
+    /// The snapshotter killed at system call boundaries here, and power cuts in the guest
+    Crash {
+        /// Kills
+        #[arg(default_value_t = 1000)]
+        kills: u32,
+        /// File calls that fail
+        #[arg(default_value_t = 300)]
+        failures: u32,
+        /// Moments with some of the writes, for each moment with all
+        #[arg(default_value_t = 3)]
+        shuffles: u32,
+    },
+    /// (inside) the power cuts alone: host, to boot the guest for them; guest, in it
+    #[command(hide = true)]
+    Cuts { site: Site, shuffles: String },
     /// Start a node and run a shell script on it
     Node {
         script: String,
@@ -286,6 +302,8 @@ fn perform(command: Command) -> Result<ExitCode> {
             bench.stop()?;
             counted(counts)
         }
+        Command::Crash { kills, failures, shuffles } => crash::run(kills, failures, shuffles),
+        Command::Cuts { site, shuffles } => crash::cuts(site, &shuffles),
         Command::Node { script, site: Site::Host, stack } => on_host(stack, "script", &script),
         Command::Node { script, site: Site::Guest, stack } => in_guest(stack, "script", &script),
         Command::Critest { focus, site, stack } => conformance(site, stack, &focus),

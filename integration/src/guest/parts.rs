@@ -46,6 +46,8 @@ const MODULES: &[&str] = &[
     "loop",
     "dm-mod",
     "dm-verity",
+    // power cuts are replayed from its log
+    "dm-log-writes",
     "veth",
     "bridge",
     "br_netfilter",

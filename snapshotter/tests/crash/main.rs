@@ -7,17 +7,20 @@
 //!
 //! The same is done with a file call that fails instead of a kill, and the request made again of the same daemon.
 //!
-//! Usage: `crash [POINTS] [FAILURES]`, 1000 and 300 by default. Root, and no mounts of others: `unshare --mount`.
+//! Usage: `crash [POINTS] [FAILURES]`, 1000 and 300 by default, or `crash power [SHUFFLES]`, 3 by default, see
+//! `power.rs`. Root, and no mounts of others: `unshare --mount`.
 
 #![expect(clippy::print_stdout, reason = "a program that reports to people")]
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test: what does not hold has failed")]
 
+mod blocks;
 #[path = "../../src/tests/containerd.rs"]
 #[allow(dead_code, reason = "the unit tests ask more of it")]
 mod containerd;
 mod disk;
 mod node;
 mod operation;
+mod power;
 #[path = "../../src/proto.rs"]
 mod proto;
 mod trace;
@@ -69,12 +72,15 @@ fn main() -> std::process::ExitCode {
     let number = |at: usize, default: u64| {
         std::env::args().nth(at).and_then(|text| text.parse().ok()).unwrap_or(default)
     };
-    let (points, failures) = (number(1, 1000), number(2, 300));
     let mut counts = Counts::default();
-    kills(points, &mut counts);
-    errors(failures, &mut counts);
-    disk::all(&mut counts);
-    counts.add("a start with a thousand snapshots", start_with_many);
+    if std::env::args().nth(1).as_deref() == Some("power") {
+        power::all(usize::try_from(number(2, 3)).unwrap(), &mut counts);
+    } else {
+        kills(number(1, 1000), &mut counts);
+        errors(number(2, 300), &mut counts);
+        disk::all(&mut counts);
+        counts.add("a start with a thousand snapshots", start_with_many);
+    }
     println!("{} passed, {} failed, 0 skipped", counts.passed, counts.failed);
     if counts.failed == 0 { 0.into() } else { 1.into() }
 }

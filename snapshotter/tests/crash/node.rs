@@ -27,7 +27,7 @@ pub(crate) const CHAIN: usize = 3;
 /// Bytes of a layer's larger file: too much for a look for claims, so that a blob that is read is one that is packed.
 const LARGE: usize = 1_200_000;
 /// How long a daemon may take to answer: the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a client of containerd's does.
 #[derive(Debug, Clone)]
@@ -202,7 +202,7 @@ impl Node {
         let mut command = Command::new("sh");
         // stopped before its first own system call: whoever follows it misses none
         command.args(["-c", "[ -z \"$WAIT\" ] || kill -STOP $$; exec \"$@\"", "sh"]);
-        command.arg(env!("CARGO_BIN_EXE_hallmark-snapshotter"));
+        command.arg(daemon());
         command.arg("--config").arg(self.directory.join("config.toml"));
         let log = std::fs::File::options()
             .create(true)
@@ -356,6 +356,13 @@ impl Drop for Node {
             rustix::mount::unmount(entry.path(), flags).ok();
         }
     }
+}
+
+/// The daemon's program: the one beside this, or else the one that was built with it.
+fn daemon() -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    let beside = this.with_file_name("hallmark-snapshotter");
+    if beside.is_file() { beside } else { env!("CARGO_BIN_EXE_hallmark-snapshotter").into() }
 }
 
 /// The name of the snapshot that a layer lies on; empty for the first.

@@ -78,6 +78,11 @@ impl Operation {
         }
     }
 
+    /// Whether the disk says that the call was made.
+    pub(crate) fn leaves_a_trace(self) -> bool {
+        !matches!(self, Self::Mounts | Self::Start)
+    }
+
     /// The call.
     pub(crate) async fn call(self, client: Client) -> Answer<()> {
         let extra = Layer::new(CHAIN);
