@@ -28,6 +28,15 @@ pub(crate) fn blocks<'a>(bytes: &'a [u8], object: &str) -> Result<Vec<Block<'a>>
     while let Some(line) = lines.next() {
         let Some(label) = line.strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(DASHES))
         else {
+            // a certificate that is indented would go missing without a word
+            if line.contains(BEGIN) {
+                return Err(Error::new(
+                    ErrorKind::Malformed,
+                    object,
+                    format_args!("a line {line:?}"),
+                    format_args!("{BEGIN}LABEL{DASHES} and nothing else in that line"),
+                ));
+            }
             continue;
         };
         let mut body = String::new();
@@ -75,6 +84,9 @@ mod tests {
             b"-----BEGIN A-----\nAQ==\n-----BEGIN A-----\nAQ==\n-----END A-----\n",
             b"-----BEGIN A-----\nProc-Type: 4,ENCRYPTED\n\nAQ==\n-----END A-----\n",
             b"-----BEGIN A-----\nAQ\n-----END A-----\n",
+            b"  -----BEGIN A-----\nAQ==\n-----END A-----\n",
+            b"x: -----BEGIN A-----\nAQ==\n-----END A-----\n",
+            b"-----BEGIN A\nAQ==\n-----END A-----\n",
             b"\xff",
         ] {
             let error = blocks(text, "file").map(|blocks| blocks.len()).unwrap_err();
