@@ -129,10 +129,12 @@ impl Report {
         // a pin binds whatever is configured; without one a file is only missed where the kernel is to control exec
         let counts = set.unpinned().iter().filter(|file| file.pinned || asked == ExecControl::Ipe);
         for file in counts {
-            self.faults.push(format!(
-                "{}: found {}, the active policy pins {}",
-                file.file, file.found, file.expected
-            ));
+            let policy = match file.pinned {
+                true => format!("pins {}", file.expected),
+                false => "does not pin it".to_owned(),
+            };
+            let (name, found) = (file.file, &file.found);
+            self.faults.push(format!("{name}: found {found}, the active policy {policy}"));
         }
     }
 }
