@@ -27,6 +27,8 @@ pub(super) enum Order {
     /// No: the rest is another program's.
     Strict,
     Free,
+    /// There are none: every word stays as it is.
+    Unparsed,
 }
 
 /// A parsed command line.
@@ -39,6 +41,10 @@ pub(super) struct Parsed {
 
 pub(super) fn parse(args: &[String], flags: &[Flag], order: Order) -> Result<Parsed> {
     let mut parsed = Parsed::default();
+    if order == Order::Unparsed {
+        parsed.words.extend_from_slice(args);
+        return Ok(parsed);
+    }
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         if arg == "--" {
@@ -155,6 +161,8 @@ mod tests {
         assert_eq!(parsed.words, ["id", "ls", "--root", "-x"]);
         let parsed = parse(&words("id -- -f"), &FLAGS, Order::Free).unwrap();
         assert_eq!(parsed.words, ["id", "-f"]);
+        let parsed = parse(&words("--nope -x id"), &FLAGS, Order::Unparsed).unwrap();
+        assert_eq!(parsed.words, ["--nope", "-x", "id"]);
     }
 
     #[test]

@@ -85,6 +85,11 @@ impl Command {
         Self { order: Order::Strict, ..self }
     }
 
+    /// For a command that is refused whatever it is given.
+    const fn unparsed(self) -> Self {
+        Self { order: Order::Unparsed, ..self }
+    }
+
     pub(super) fn help(&self, program: &str) -> String {
         format!(
             "NAME:\n   {program} {} - {}\n\nUSAGE:\n   {program} {} [command options] {}\n\nOPTIONS:\n{}",
@@ -133,43 +138,15 @@ const ROOTFS: Flag =
 const DETACH: Flag = switch("detach", "d", "do not wait for the program");
 const FORMAT: Flag = value("format", "f", "table or json (default: table)");
 
-const MEANINGLESS: &str = "as runc's; nothing is checkpointed or restored";
-/// runc's, so that a caller who gives one hears what is not supported.
-const CHECKPOINTS: &[Flag] = &[
-    value("console-socket", "", MEANINGLESS),
-    value("empty-ns", "", MEANINGLESS),
-    value("image-path", "", MEANINGLESS),
-    value("lsm-mount-context", "", MEANINGLESS),
-    value("lsm-profile", "", MEANINGLESS),
-    value("manage-cgroups-mode", "", MEANINGLESS),
-    value("page-server", "", MEANINGLESS),
-    value("parent-path", "", MEANINGLESS),
-    value("pid-file", "", MEANINGLESS),
-    value("status-fd", "", MEANINGLESS),
-    value("work-path", "", MEANINGLESS),
-    value("bundle", "b", MEANINGLESS),
-    switch("auto-dedup", "", MEANINGLESS),
-    switch("ext-unix-sk", "", MEANINGLESS),
-    switch("file-locks", "", MEANINGLESS),
-    switch("lazy-pages", "", MEANINGLESS),
-    switch("leave-running", "", MEANINGLESS),
-    switch("no-pivot", "", MEANINGLESS),
-    switch("no-subreaper", "", MEANINGLESS),
-    switch("pre-dump", "", MEANINGLESS),
-    switch("shell-job", "", MEANINGLESS),
-    switch("tcp-established", "", MEANINGLESS),
-    switch("detach", "d", MEANINGLESS),
-];
-
 /// Every command, in alphabetical order.
 pub(super) const COMMANDS: &[Command] = &[
     Command::new(
         ("checkpoint", "not supported: an error"),
         ("<container-id>", 0, usize::MAX),
-        CHECKPOINTS,
+        &[],
         no_checkpoints,
     )
-    .strict(),
+    .unparsed(),
     Command::new(
         ("create", "create a container"),
         ID,
@@ -224,10 +201,10 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::new(
         ("restore", "not supported: an error"),
         ("<container-id>", 0, usize::MAX),
-        CHECKPOINTS,
+        &[],
         no_checkpoints,
     )
-    .strict(),
+    .unparsed(),
     Command::new(("resume", "thaw all processes of a container"), ID, &[], resume),
     Command::new(
         ("run", "create and start a container, wait for it and delete it"),

@@ -118,7 +118,7 @@ fn dispatch(
     let command = COMMANDS.iter().find(|command| command.name == name);
     let command = command.ok_or_else(|| usage(format!("No help topic for '{name}'")))?;
     // later words may be another program's
-    let ours = if command.order == Order::Free { rest.len() } else { 1 };
+    let ours = if command.order == Order::Strict { 1 } else { rest.len() };
     if rest.iter().take(ours).any(|word| matches!(word.as_str(), "--help" | "-h" | "-help")) {
         print(&command.help(program))?;
         return Ok(0);
