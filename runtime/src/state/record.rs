@@ -55,6 +55,7 @@ pub(crate) struct Record {
 /// What the gate adds to the configuration of every process of the container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "two switches, as the file has them")]
 pub(crate) struct Hardening {
     /// `PR_SET_MDWE`
     pub(crate) deny_write_execute: bool,
